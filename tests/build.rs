@@ -23,12 +23,20 @@ fn main() {
     guests.sort();
     for source in &guests {
         // A file that fails to assemble must not leave an older guest behind for the tests.
-        let output = out.join(source.file_stem().unwrap_or_default()).with_extension("elf");
+        let output = out
+            .join(source.file_stem().unwrap_or_default())
+            .with_extension("elf");
         let _ = fs::remove_file(&output);
         compile(source, &output, |cc| {
-            cc.args(["-m64", "-static", "-nostdlib", "-no-pie", "-Wa,--noexecstack"])
-                .args(["-Wl,-N", "-Wl,--build-id=none", "-Wl,-T"])
-                .arg(sources.join("guest.ld"));
+            cc.args([
+                "-m64",
+                "-static",
+                "-nostdlib",
+                "-no-pie",
+                "-Wa,--noexecstack",
+            ])
+            .args(["-Wl,-N", "-Wl,--build-id=none", "-Wl,-T"])
+            .arg(sources.join("guest.ld"));
         });
     }
     compile(&floor, &out.join("floor"), |cc| {

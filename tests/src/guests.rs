@@ -72,9 +72,14 @@ mod tests {
     #[test]
     fn every_source_is_a_guest_and_every_guest_an_elf_file() {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/guests");
-        let sources = fs::read_dir(sources)
-            .unwrap()
-            .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "S"));
+        let sources = fs::read_dir(sources).unwrap().filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .path()
+                .extension()
+                .is_some_and(|e| e == "S")
+        });
         assert_eq!(sources.count(), ALL.len());
         for guest in ALL {
             assert_eq!(fs::read(guest).unwrap()[..5], *b"\x7fELF\x02", "{guest}");
@@ -85,7 +90,10 @@ mod tests {
     fn all_but_the_one_for_the_linux_protocol_have_a_pvh_note() {
         for guest in ALL {
             let note = b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0";
-            let found = fs::read(guest).unwrap().windows(note.len()).any(|bytes| bytes == note);
+            let found = fs::read(guest)
+                .unwrap()
+                .windows(note.len())
+                .any(|bytes| bytes == note);
             assert_eq!(found, *guest != LINUX64, "{guest}");
         }
     }
