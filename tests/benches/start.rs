@@ -1,0 +1,345 @@
+//! What a start costs: `ampoule run` of a guest that powers off at once, beside the floor program, which does no more than
+//! KVM asks of anybody. Both run in one go and in turns, so that a machine that is slow for a while is slow for both.
+//!
+//! `cargo bench -p ampoule-tests --bench start [-- --runs N]`: a table, then the same as one line of JSON. `AMPOULE_BIN`
+//! names another binary than this tree's release build. Nothing fails on a missed target: figures are for people to judge.
+
+#![allow(clippy::print_stdout, reason = "the figures are this program's output")]
+
+use std::io::Read;
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use ampoule_tests::guests;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+/// Runs of each kind, unless `--runs` says otherwise.
+const RUNS: usize = 60;
+/// Runs of each kind before those that count: they read the files into the page cache.
+const WARM_UP: usize = 3;
+/// Guest memory, in MiB, as the floor program maps it.
+const MEMORY_MIB: u64 = 128;
+/// How long an idle VM is left alone before its memory is measured.
+const SETTLE: Duration = Duration::from_millis(500);
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    // `cargo bench` says so; `cargo test --benches` does not, and must not measure.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let runs = match arguments.iter().position(|argument| argument == "--runs") {
+        Some(at) => arguments
+            .get(at + 1)
+            .context("--runs needs a number")?
+            .parse()?,
+        None => RUNS,
+    };
+    ensure!(runs > 0, "--runs must be 1 or more");
+    let ampoule = release_binary()?;
+
+    let mut floor = Series::default();
+    let mut start = Series::default();
+    let mut ratios = Vec::new();
+    let mut first_entry = Vec::new();
+    let mut first_mark = Vec::new();
+    let mut first_byte = Vec::new();
+    for run in 0..WARM_UP + runs {
+        let floor_run = measure(&mut Command::new(guests::FLOOR))?;
+        let start_run = measure(&mut ampoule_run(&ampoule, guests::POWEROFF))?;
+        let marks = timeline(&ampoule)?;
+        let byte = until_first_byte(&ampoule)?;
+        if run < WARM_UP {
+            continue;
+        }
+        ratios.push(start_run.cpu_ms / floor_run.cpu_ms);
+        floor.push(floor_run);
+        start.push(start_run);
+        first_entry.push(marks.first_entry);
+        first_mark.push(marks.first_mark);
+        first_byte.push(byte);
+    }
+    let memory = idle_memory(&ampoule)?;
+    let binary = fs::metadata(&ampoule)?.len() as f64 / 1e6;
+
+    let rows = [
+        Row::new("floor: CPU, start to exit", "ms", &floor.cpu_ms),
+        Row::new("floor: wall, start to exit", "ms", &floor.wall_ms),
+        Row::new("ampoule: CPU, start to exit", "ms", &start.cpu_ms),
+        Row::new("ampoule: wall, start to exit", "ms", &start.wall_ms),
+        Row::new("CPU, ampoule to floor, by pairs", "x", &ratios).target(1.5),
+        Row::new("first entry, own timeline", "ms", &first_entry),
+        Row::new("first guest mark, own timeline", "ms", &first_mark).target(2.0),
+        Row::new("first console byte, seen by parent", "ms", &first_byte),
+        Row::new("PSS without guest RAM, idle", "MB", &[memory.vmm_mb]).target(2.0),
+        Row::new("release binary, stripped", "MB", &[binary]).target(4.0),
+    ];
+    println!("{}, {runs} runs of each, in turns", ampoule.display());
+    println!(
+        "{:36} {:>8} {:>8} {:>8}     target",
+        "", "median", "p10", "p90"
+    );
+    for row in &rows {
+        println!("{row}");
+    }
+    println!(
+        "guest RAM is a mapping of {} KiB named {:?}, of which {:.2} MB are present",
+        memory.ram_kib, memory.ram_name, memory.ram_mb
+    );
+    let rows: Vec<Value> = rows.iter().map(Row::json).collect();
+    println!("{}", json!({ "runs": runs, "figures": rows }));
+    Ok(())
+}
+
+/// The release build of this tree, made if need be, or what `AMPOULE_BIN` names.
+fn release_binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("AMPOULE_BIN") {
+        return Ok(path.into());
+    }
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--release", "--package", "ampoule"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .arg("--manifest-path")
+        .arg(manifest)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "cargo build failed");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .find(|path| path.file_name().is_some_and(|name| name == "ampoule"))
+        .context("cargo built no `ampoule`")
+}
+
+fn ampoule_run(ampoule: &Path, guest: &str) -> Command {
+    let mut command = Command::new(ampoule);
+    command
+        .args(["run", "--kernel", guest, "--memory"])
+        .arg(format!("{MEMORY_MIB}M"));
+    command
+}
+
+/// One run, from before the fork to after the wait.
+struct Run {
+    cpu_ms: f64,
+    wall_ms: f64,
+}
+
+fn measure(command: &mut Command) -> Result<Run> {
+    let start = Instant::now();
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    let mut status = 0;
+    let mut usage = MaybeUninit::<libc::rusage>::uninit();
+    // SAFETY: `status` and `usage` are valid for the writes that the call makes; the child is ours and nobody else waits
+    // for it, `Child` being dropped without a wait.
+    let pid = unsafe { libc::wait4(child.id().cast_signed(), &mut status, 0, usage.as_mut_ptr()) };
+    let wall = start.elapsed();
+    ensure!(
+        pid == child.id().cast_signed(),
+        "cannot wait for {command:?}"
+    );
+    // SAFETY: wait4 succeeded, so that it filled `usage`.
+    let usage = unsafe { usage.assume_init() };
+    ensure!(
+        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
+        "{command:?} failed with wait status {status:#x}"
+    );
+    let millis = |time: libc::timeval| time.tv_sec as f64 * 1e3 + time.tv_usec as f64 / 1e3;
+    Ok(Run {
+        cpu_ms: millis(usage.ru_utime) + millis(usage.ru_stime),
+        wall_ms: wall.as_secs_f64() * 1e3,
+    })
+}
+
+/// Marks of one run's timeline, in milliseconds since the process's start.
+struct Marks {
+    first_entry: f64,
+    first_mark: f64,
+}
+
+fn timeline(ampoule: &Path) -> Result<Marks> {
+    let file = tempfile::NamedTempFile::new()?;
+    let status = ampoule_run(ampoule, guests::DEBUG_MARKS)
+        .arg("--timeline")
+        .arg(file.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()?;
+    ensure!(status.success(), "ampoule failed: {status}");
+    let timeline: Value = serde_json::from_reader(file.reopen()?)?;
+    let mark = |name: &str| {
+        timeline["marks"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|mark| mark["name"] == name)
+            .and_then(|mark| mark["at_us"].as_f64())
+            .map(|micros| micros / 1e3)
+            .with_context(|| format!("no mark {name:?} in {timeline}"))
+    };
+    Ok(Marks {
+        first_entry: mark("first-entry")?,
+        first_mark: mark("debug-port-1")?,
+    })
+}
+
+/// Milliseconds from before the fork until a byte of the guest's console has come here: an outsider's view of the start.
+fn until_first_byte(ampoule: &Path) -> Result<f64> {
+    let start = Instant::now();
+    let mut child = ampoule_run(ampoule, guests::SERIAL_HELLO)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut output = child.stdout.take().context("no pipe")?;
+    output.read_exact(&mut [0])?;
+    let elapsed = start.elapsed();
+    output.read_to_end(&mut Vec::new())?;
+    ensure!(child.wait()?.success(), "ampoule failed");
+    Ok(elapsed.as_secs_f64() * 1e3)
+}
+
+/// What an idle VM holds in memory.
+struct IdleMemory {
+    /// Proportional set size of all that is not guest RAM.
+    vmm_mb: f64,
+    /// Guest RAM that is present.
+    ram_mb: f64,
+    ram_kib: u64,
+    ram_name: String,
+}
+
+fn idle_memory(ampoule: &Path) -> Result<IdleMemory> {
+    let mut child = ampoule_run(ampoule, guests::HLT_FOREVER)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    thread::sleep(SETTLE);
+    let ended = child.try_wait()?;
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", child.id()));
+    child.kill()?;
+    child.wait()?;
+    ensure!(ended.is_none(), "ampoule ended by itself: {ended:?}");
+    split_smaps(&smaps?)
+}
+
+/// Splits proc_pid_smaps(5) into guest RAM, which is the mapping of at least the guest's size, and all the rest.
+fn split_smaps(smaps: &str) -> Result<IdleMemory> {
+    let mut total_kib = 0;
+    let mut name = String::new();
+    let mut size = 0;
+    let mut ram = Vec::new();
+    for line in smaps.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["Size:", kib, _] => size = kib.parse::<u64>()?,
+            ["Pss:", kib, _] => {
+                let pss = kib.parse::<u64>()?;
+                total_kib += pss;
+                if size >= MEMORY_MIB << 10 {
+                    ram.push((size, pss, name.clone()));
+                }
+            }
+            // A mapping's head: range, rights, offset, device, inode, name.
+            [range, _, _, _, _, ref rest @ ..] if range.contains('-') => name = rest.join(" "),
+            _ => {}
+        }
+    }
+    let [(ram_kib, ram_pss, ram_name)] = &ram[..] else {
+        bail!("expected one mapping of {MEMORY_MIB} MiB or more, found {ram:?}");
+    };
+    Ok(IdleMemory {
+        vmm_mb: (total_kib - ram_pss) as f64 * 1024.0 / 1e6,
+        ram_mb: *ram_pss as f64 * 1024.0 / 1e6,
+        ram_kib: *ram_kib,
+        ram_name: ram_name.clone(),
+    })
+}
+
+/// The runs of one kind.
+#[derive(Default)]
+struct Series {
+    cpu_ms: Vec<f64>,
+    wall_ms: Vec<f64>,
+}
+
+impl Series {
+    fn push(&mut self, run: Run) {
+        self.cpu_ms.push(run.cpu_ms);
+        self.wall_ms.push(run.wall_ms);
+    }
+}
+
+/// A line of the table.
+struct Row {
+    what: &'static str,
+    unit: &'static str,
+    median: f64,
+    p10: f64,
+    p90: f64,
+    target: Option<f64>,
+}
+
+impl Row {
+    fn new(what: &'static str, unit: &'static str, values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let quantile = |q: f64| sorted[((sorted.len() - 1) as f64 * q).round() as usize];
+        Self {
+            what,
+            unit,
+            median: quantile(0.5),
+            p10: quantile(0.1),
+            p90: quantile(0.9),
+            target: None,
+        }
+    }
+
+    /// The most that the median should be.
+    fn target(self, target: f64) -> Self {
+        Self {
+            target: Some(target),
+            ..self
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "what": self.what,
+            "unit": self.unit,
+            "median": self.median,
+            "p10": self.p10,
+            "p90": self.p90,
+            "target": self.target,
+        })
+    }
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            what,
+            unit,
+            median,
+            p10,
+            p90,
+            ..
+        } = self;
+        write!(f, "{what:36} {median:8.3} {p10:8.3} {p90:8.3} {unit:3}")?;
+        match self.target {
+            Some(target) if self.median <= target => write!(f, " {target:.1} met"),
+            Some(target) => write!(f, " {target:.1} MISSED"),
+            None => Ok(()),
+        }
+    }
+}
