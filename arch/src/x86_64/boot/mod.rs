@@ -1,0 +1,4 @@
+//! Boot protocols: what a kernel finds in memory when it is entered.
+
+pub mod linux;
+pub mod pvh;
