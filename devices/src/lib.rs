@@ -1,1 +1,13 @@
-//! Device models.
+//! Device models for a microVM.
+//!
+//! A device here is registers and behaviour, reached through [`bus::BusDevice`]; it knows neither
+//! KVM nor the VMM. What it needs of them it is given: an [`interrupt::InterruptLine`] to raise, a
+//! callback for what it has to tell, an event to ring.
+//!
+//! Calls come from vCPU threads unless a method says otherwise, several at once. A device is the
+//! guest's to abuse: every access of every width and value is answered, none panics, and none
+//! allocates more than its documented bound.
+#![deny(missing_docs)]
+
+pub mod bus;
+pub mod interrupt;
