@@ -11,3 +11,4 @@
 
 pub mod bus;
 pub mod interrupt;
+pub mod legacy;
