@@ -9,6 +9,8 @@
 //! allocates more than its documented bound.
 #![deny(missing_docs)]
 
+pub mod backend;
 pub mod bus;
+pub mod console;
 pub mod interrupt;
 pub mod legacy;

@@ -1,0 +1,3 @@
+//! What devices stand on, on the host's side: descriptors, later disk images, taps and sockets.
+
+pub mod fd_sink;
