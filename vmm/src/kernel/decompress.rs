@@ -1,0 +1,314 @@
+//! The formats in which a kernel is packed into a bzImage (lib/decompress_*.c and scripts/Makefile.lib of Linux).
+//!
+//! The output is never held as a whole: it goes to a [`StreamPlacer`] piece by piece, and ends in an error where it grows
+//! beyond its limit. Behind the packed bytes of every format but gzip the kernel's build puts their unpacked size, four bytes
+//! in little-endian order; it is not needed here, and only LZ4, which has no end mark, has to know that it is there.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read};
+
+use super::elf::{ElfError, StreamPlacer};
+use super::source::{ImageSource, Section};
+
+/// Bytes read from the file at a time.
+const INPUT_BUFFER: usize = 64 << 10;
+
+/// Bytes given to the placer at a time.
+const OUTPUT_BUFFER: usize = 256 << 10;
+
+/// Memory that a decoder may use for its window, in bytes. `zstd -22 --ultra`, the kernel's choice, has one of 128 MiB.
+const MAX_WINDOW: u64 = 128 << 20;
+
+/// Unpacked size of all but the last block of a legacy LZ4 frame.
+const LZ4_BLOCK: usize = 8 << 20;
+
+/// The most bytes that such a block can be packed to.
+const LZ4_PACKED_MAX: usize = LZ4_BLOCK + LZ4_BLOCK / 255 + 16;
+
+/// Length of the unpacked size that the kernel's build appends.
+const SIZE_WORD: u64 = 4;
+
+/// How a file is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// gzip (RFC 1952).
+    Gzip,
+    /// bzip2.
+    Bzip2,
+    /// LZMA "alone" (.lzma).
+    Lzma,
+    /// xz, with the x86 filter as a rule.
+    Xz,
+    /// lzop. Recognised, but not unpacked on the host.
+    Lzo,
+    /// LZ4, legacy frame.
+    Lz4,
+    /// Zstandard (RFC 8878).
+    Zstd,
+}
+
+impl Compression {
+    /// The format of what begins with `head`.
+    pub(super) fn detect(head: &[u8]) -> Option<Self> {
+        const MAGICS: &[(&[u8], Compression)] = &[
+            (b"\x1f\x8b", Compression::Gzip),
+            (b"BZh", Compression::Bzip2),
+            // No magic, but properties and the low bytes of the dictionary's size are always these.
+            (b"\x5d\x00\x00", Compression::Lzma),
+            (b"\xfd7zXZ\0", Compression::Xz),
+            (b"\x89LZO\0\r\n\x1a\n", Compression::Lzo),
+            (b"\x02\x21\x4c\x18", Compression::Lz4),
+            (b"\x28\xb5\x2f\xfd", Compression::Zstd),
+        ];
+        let found = MAGICS.iter().find(|(magic, _)| head.starts_with(magic));
+        found.map(|(_, compression)| *compression)
+    }
+
+    /// The command that unpacks a file of this format to its standard output.
+    pub(super) fn command(self) -> Option<&'static str> {
+        match self {
+            Self::Gzip => Some("gzip -dc"),
+            Self::Bzip2 => Some("bzip2 -dc"),
+            Self::Lzma | Self::Xz => Some("xz -dc"),
+            Self::Lzo => Some("lzop -dc"),
+            Self::Lz4 => Some("lz4 -dc"),
+            Self::Zstd => Some("zstd -dc"),
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip",
+            Self::Bzip2 => "bzip2",
+            Self::Lzma => "lzma",
+            Self::Xz => "xz",
+            Self::Lzo => "lzo",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+/// Why a packed kernel could not be unpacked on the host.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecompressError {
+    /// The file could not be read.
+    #[error("cannot read the packed kernel")]
+    Read(#[source] io::Error),
+    /// No format that is known.
+    #[error("the packed kernel's format is unknown (it begins with {magic:02x?})")]
+    UnknownFormat {
+        /// Its first bytes.
+        magic: [u8; 4],
+    },
+    /// A known format without a decoder.
+    #[error("{format} is not decompressed on the host")]
+    Unsupported {
+        /// The format.
+        format: Compression,
+    },
+    /// What was packed is no ELF file.
+    #[error("the packed kernel is not an ELF file")]
+    NotElf,
+    /// The decoder refuses the data.
+    #[error("the {format} data are damaged")]
+    Damaged {
+        /// The format.
+        format: Compression,
+        /// What the decoder says.
+        #[source]
+        source: io::Error,
+    },
+    /// The data end in their middle.
+    #[error("the {format} data are truncated")]
+    Truncated {
+        /// The format.
+        format: Compression,
+    },
+    /// More comes out than the kernel said: a decompression bomb.
+    #[error("the {format} data unpack to more than {limit} bytes, the most this kernel may need")]
+    TooLarge {
+        /// The format.
+        format: Compression,
+        /// The most that may come out, in bytes.
+        limit: u64,
+    },
+}
+
+impl DecompressError {
+    /// Whether the kernel may well be good, and only the host cannot unpack it.
+    pub(super) fn host_cannot_read(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownFormat { .. } | Self::Unsupported { .. } | Self::NotElf
+        )
+    }
+
+    pub(super) fn remedy(&self) -> Option<String> {
+        match self {
+            _ if self.host_cannot_read() => {
+                Some("--entry bzimage lets the kernel decompress itself in the guest".into())
+            }
+            Self::Read(_) => None,
+            _ => Some("copy or build the file again: it is damaged".into()),
+        }
+    }
+}
+
+/// Which end of the stream failed.
+#[derive(Debug)]
+pub(super) enum StreamError {
+    /// The packed bytes.
+    Input(DecompressError),
+    /// What they unpack to.
+    Output(ElfError),
+}
+
+impl From<DecompressError> for StreamError {
+    fn from(err: DecompressError) -> Self {
+        Self::Input(err)
+    }
+}
+
+/// Unpacks the part of `file` at (offset, length) into `placer`, to at most `limit` bytes; returns its format.
+pub(super) fn stream<S: ImageSource + ?Sized>(
+    file: &S,
+    (offset, length): (u64, u64),
+    limit: u64,
+    placer: &mut StreamPlacer<'_>,
+) -> Result<Compression, StreamError> {
+    let mut magic = [0; 16];
+    let known = magic.len().min(length as usize);
+    file.read_exact(&mut magic[..known], offset)
+        .map_err(DecompressError::Read)?;
+    let Some(format) = Compression::detect(&magic[..known]) else {
+        let magic = [magic[0], magic[1], magic[2], magic[3]];
+        return Err(DecompressError::UnknownFormat { magic }.into());
+    };
+    let input = BufReader::with_capacity(INPUT_BUFFER, Section::new(file, offset, length));
+    let mut output = Output {
+        placer,
+        format,
+        limit,
+        total: 0,
+    };
+    match format {
+        Compression::Gzip => output.pump(flate2::bufread::GzDecoder::new(input)),
+        Compression::Bzip2 => output.pump(bzip2::bufread::BzDecoder::new(input)),
+        Compression::Xz => {
+            let limit = (MAX_WINDOW / 1024) as u32 + 1024;
+            output.pump(lzma_rust2::XzReader::new_mem_limit(input, false, limit))
+        }
+        Compression::Lzma => output.pump(lzma(input)?),
+        Compression::Zstd => output.pump(zstd(input)?),
+        Compression::Lz4 => lz4(input, length, &mut output),
+        Compression::Lzo => Err(DecompressError::Unsupported { format }.into()),
+    }?;
+    Ok(format)
+}
+
+/// The way from a decoder to the placer.
+struct Output<'a, 'b> {
+    placer: &'a mut StreamPlacer<'b>,
+    format: Compression,
+    limit: u64,
+    total: u64,
+}
+
+impl Output<'_, '_> {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        self.total += bytes.len() as u64;
+        if self.total > self.limit {
+            let (format, limit) = (self.format, self.limit);
+            return Err(DecompressError::TooLarge { format, limit }.into());
+        }
+        self.placer.push(bytes).map_err(StreamError::Output)
+    }
+
+    /// Moves all that `decoder` has.
+    fn pump(&mut self, mut decoder: impl Read) -> Result<(), StreamError> {
+        let mut buffer = vec![0; OUTPUT_BUFFER];
+        loop {
+            match decoder.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => self.push(&buffer[..count])?,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(damaged(self.format)(source)),
+            }
+        }
+    }
+}
+
+fn damaged(format: Compression) -> impl Fn(io::Error) -> StreamError {
+    move |source| match source.kind() {
+        io::ErrorKind::UnexpectedEof => DecompressError::Truncated { format }.into(),
+        _ => DecompressError::Damaged { format, source }.into(),
+    }
+}
+
+fn lzma<R: BufRead>(input: R) -> Result<impl Read, StreamError> {
+    let limit = (MAX_WINDOW / 1024) as u32 + 1024;
+    lzma_rust2::LzmaReader::new_mem_limit(input, limit, None).map_err(damaged(Compression::Lzma))
+}
+
+fn zstd<R: BufRead>(input: R) -> Result<impl Read, StreamError> {
+    ruzstd::decoding::StreamingDecoder::new_with_max_window_size(input, MAX_WINDOW)
+        .map_err(|err| damaged(Compression::Zstd)(io::Error::other(err)))
+}
+
+/// A legacy LZ4 frame: the magic, then blocks, each with its packed size before it, up to the end of the data.
+fn lz4(input: impl Read, length: u64, output: &mut Output<'_, '_>) -> Result<(), StreamError> {
+    let format = Compression::Lz4;
+    let mut input = Lz4Input {
+        input,
+        remaining: length,
+    };
+    input.word()?; // The magic.
+    let mut packed = Vec::new();
+    let mut unpacked = vec![0; LZ4_BLOCK];
+    while input.remaining > SIZE_WORD {
+        let size = input.word()?;
+        let len = size as usize;
+        if len > LZ4_PACKED_MAX || len == 0 {
+            return Err(damaged(format)(io::Error::other(format!(
+                "a block of {size} bytes"
+            ))));
+        }
+        if packed.len() < len {
+            packed.resize(len, 0);
+        }
+        input.fill(&mut packed[..len])?;
+        let count = lz4_flex::block::decompress_into(&packed[..len], &mut unpacked)
+            .map_err(|err| damaged(format)(io::Error::other(err)))?;
+        output.push(&unpacked[..count])?;
+    }
+    // The unpacked size follows; if it is not that, a block is missing.
+    if input.remaining > 0 && u64::from(input.word()?) != output.total {
+        return Err(DecompressError::Truncated { format }.into());
+    }
+    Ok(())
+}
+
+/// The packed bytes, counted.
+struct Lz4Input<R> {
+    input: R,
+    remaining: u64,
+}
+
+impl<R: Read> Lz4Input<R> {
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<(), StreamError> {
+        let format = Compression::Lz4;
+        let rest = self.remaining.checked_sub(buffer.len() as u64);
+        self.remaining = rest.ok_or(DecompressError::Truncated { format })?;
+        self.input.read_exact(buffer).map_err(damaged(format))
+    }
+
+    fn word(&mut self) -> Result<u32, StreamError> {
+        let mut word = [0; 4];
+        self.fill(&mut word)?;
+        Ok(u32::from_le_bytes(word))
+    }
+}
