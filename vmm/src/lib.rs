@@ -1,3 +1,39 @@
-//! The VMM.
+//! Ampoule: a KVM virtual machine monitor as a library.
+//!
+//! A [`config::VmConfig`] says what a VM is to be, a [`VmBuilder`] makes a [`Vm`] of it, and a running one is held by its
+//! [`VmHandle`]. The library returns instead of exiting, prints nothing by itself, and installs no handler but the one that
+//! [`kick_signal`] names.
+//!
+//! # Threads
+//! One thread for each vCPU runs guest code and answers its accesses to devices; one control thread owns the machine, moves
+//! console bytes and keeps deadlines. All exist before the guest's first instruction.
+
+#![deny(missing_docs)]
+
+pub mod config;
+pub mod console;
 pub mod kernel;
 pub mod probe;
+pub mod timeline;
+
+mod control;
+mod device_manager;
+mod error;
+mod exit;
+mod guest_watch;
+mod handle;
+mod kvm;
+mod machine;
+mod memory;
+mod vcpu;
+mod vm;
+
+pub use control::ControlSource;
+pub use error::Error;
+pub use exit::{ExitReason, GuestPanic};
+pub use handle::VmHandle;
+pub use kvm::KvmError;
+pub use memory::{GuestRam, MemoryError};
+pub use timeline::Timeline;
+pub use vcpu::{FailureKind, Registers, VcpuError, VcpuFailure, kick_signal};
+pub use vm::{Vm, VmBuilder};

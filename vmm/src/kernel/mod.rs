@@ -27,6 +27,10 @@ mod error;
 mod image;
 pub mod initrd;
 mod source;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use bzimage::BzimageError;
 pub use cmdline::check_cmdline;

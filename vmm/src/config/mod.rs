@@ -1,0 +1,256 @@
+//! What a VM is to be: one tree of typed, serialisable structs.
+//!
+//! The command line, a TOML or JSON file and an embedding program all build a [`VmConfig`]; a field has the same name in
+//! all three (kebab-case outside Rust). [`VmConfig::validate`] is the only judge of it.
+
+mod units;
+mod validate;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::kernel::KernelEntry;
+pub use units::{MemorySize, Span, UnitError};
+pub use validate::ConfigError;
+
+/// The most vCPUs a VM may have: their x2APIC ids fit the 8-bit ids that an IOAPIC can address.
+pub const MAX_CPUS: u32 = 254;
+
+/// The kernel command line where none is given: the console that every VM has.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
+
+/// A virtual machine, as its owner describes it.
+///
+/// ```
+/// use ampoule_vmm::config::{MemorySize, VmConfig};
+///
+/// let config = VmConfig {
+///     kernel: Some("/boot/vmlinuz".into()),
+///     memory: MemorySize::mib(256),
+///     cpus: 2,
+///     ..VmConfig::default()
+/// };
+/// assert!(config.validate().is_ok());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct VmConfig {
+    /// The kernel: an ELF `vmlinux` or a bzImage (`vmlinuz`). Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// An initial RAM disk, handed to the kernel as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// More words for the command line, after those of `cmdline`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
+    /// How the kernel is entered.
+    pub entry: KernelEntry,
+    /// Number of vCPUs, 1 to [`MAX_CPUS`]: one socket, one thread a core.
+    pub cpus: u32,
+    /// Guest RAM, a multiple of 4 KiB, 16 MiB or more.
+    pub memory: MemorySize,
+    /// Pages that back guest RAM.
+    pub hugepages: HugePages,
+    /// Whether guest RAM is private to the VMM or a file that other processes can map.
+    pub memory_backing: MemoryBacking,
+    /// Where the first serial port (COM1, `ttyS0`) leads.
+    pub serial: SerialConfig,
+    /// What happens when the guest resets itself.
+    pub on_reboot: OnReboot,
+    /// How long a guest may take after its power button was pressed, before it is stopped.
+    pub grace: Span,
+    /// The VM is stopped when it has run for this long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            kernel: None,
+            initrd: None,
+            cmdline: DEFAULT_CMDLINE.into(),
+            append: None,
+            entry: KernelEntry::default(),
+            cpus: 1,
+            memory: MemorySize::mib(512),
+            hugepages: HugePages::default(),
+            memory_backing: MemoryBacking::default(),
+            serial: SerialConfig::default(),
+            on_reboot: OnReboot::default(),
+            grace: Span::from(Duration::from_secs(5)),
+            timeout: None,
+        }
+    }
+}
+
+impl VmConfig {
+    /// The whole command line: `cmdline`, then `append`.
+    pub fn full_cmdline(&self) -> String {
+        match self.append.as_deref().map(str::trim) {
+            None | Some("") => self.cmdline.trim().to_owned(),
+            Some(append) => format!("{} {append}", self.cmdline.trim()).trim_start().to_owned(),
+        }
+    }
+}
+
+/// Pages that back guest RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum HugePages {
+    /// Pages of 4 KiB only.
+    #[serde(rename = "off")]
+    Off,
+    /// Transparent huge pages, as the host kernel finds them (`madvise(2)`, `MADV_HUGEPAGE`).
+    #[default]
+    #[serde(rename = "transparent")]
+    Transparent,
+    /// Pages of 2 MiB from the host's hugetlb pool, reserved at start.
+    #[serde(rename = "2M")]
+    Huge2M,
+    /// Pages of 1 GiB from the host's hugetlb pool, reserved at start.
+    #[serde(rename = "1G")]
+    Huge1G,
+}
+
+impl HugePages {
+    /// The size in bytes of a page from the hugetlb pool; `None` for the kinds that need no pool.
+    pub const fn pool_page_size(self) -> Option<u64> {
+        match self {
+            Self::Off | Self::Transparent => None,
+            Self::Huge2M => Some(2 << 20),
+            Self::Huge1G => Some(1 << 30),
+        }
+    }
+}
+
+/// Whether guest RAM is private to the VMM or a file that other processes can map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryBacking {
+    /// Anonymous memory.
+    #[default]
+    Private,
+    /// A `memfd_create(2)` file, mapped shared: what vhost-user back ends need.
+    Shared,
+}
+
+/// What happens when the guest resets itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReboot {
+    /// The VM ends, as a success.
+    #[default]
+    Exit,
+    /// The VM boots again, in the same process.
+    Restart,
+}
+
+/// Where the first serial port leads.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum SerialConfig {
+    /// Standard input and output of the process.
+    #[default]
+    Stdio,
+    /// Nowhere: output is dropped, there is no input.
+    Null,
+    /// Output goes to a file, which is created or truncated.
+    File(PathBuf),
+    /// A Unix stream socket is listened on here; output waits for the first client.
+    Socket(PathBuf),
+}
+
+impl fmt::Display for SerialConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdio => f.write_str("stdio"),
+            Self::Null => f.write_str("null"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Socket(path) => write!(f, "socket:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for SerialConfig {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = |path: &str| (!path.is_empty()).then(|| Path::new(path).to_path_buf());
+        let parsed = match text.split_once(':') {
+            None if text == "stdio" => Some(Self::Stdio),
+            None if text == "null" => Some(Self::Null),
+            Some(("file", rest)) => path(rest).map(Self::File),
+            Some(("socket", rest)) => path(rest).map(Self::Socket),
+            _ => None,
+        };
+        parsed.ok_or_else(|| {
+            format!("\"{text}\" is not a serial port (write stdio, null, file:PATH or socket:PATH)")
+        })
+    }
+}
+
+impl TryFrom<String> for SerialConfig {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<SerialConfig> for String {
+    fn from(serial: SerialConfig) -> Self {
+        serial.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_survives_its_text() {
+        let config = VmConfig {
+            kernel: Some("vmlinux".into()),
+            serial: SerialConfig::Socket("/run/vm.sock".into()),
+            hugepages: HugePages::Huge2M,
+            on_reboot: OnReboot::Restart,
+            timeout: Some(Span::from(Duration::from_secs(60))),
+            ..VmConfig::default()
+        };
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.contains(r#""on-reboot":"restart""#), "{text}");
+        assert!(text.contains(r#""memory":"512M""#), "{text}");
+        assert_eq!(serde_json::from_str::<VmConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        assert!(serde_json::from_str::<VmConfig>(r#"{"kernal": "x"}"#).is_err());
+    }
+
+    #[test]
+    fn serial_ports_read_as_documented() {
+        assert_eq!("file:a:b".parse(), Ok(SerialConfig::File("a:b".into())));
+        for bad in ["", "stdout", "file:", "socket:", "null:", "pty"] {
+            let err = bad.parse::<SerialConfig>().unwrap_err();
+            assert!(err.contains("socket:PATH"), "{bad}: {err}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_joined_once() {
+        let mut config = VmConfig::default();
+        assert_eq!(config.full_cmdline(), "console=ttyS0");
+        config.append = Some(" quiet ".into());
+        assert_eq!(config.full_cmdline(), "console=ttyS0 quiet");
+        config.cmdline = String::new();
+        assert_eq!(config.full_cmdline(), "quiet");
+    }
+}

@@ -1,0 +1,166 @@
+//! The judge of a configuration: everything that can be said without asking the host.
+
+use ampoule_arch::layout;
+
+use super::{HugePages, MAX_CPUS, MemoryBacking, MemorySize, VmConfig};
+
+/// Why a configuration cannot be a VM.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// There is nothing to boot.
+    #[error("no kernel is given")]
+    NoKernel,
+    /// vCPUs out of range.
+    #[error("a VM has 1 to {MAX_CPUS} vCPUs, not {cpus}")]
+    Cpus {
+        /// What was asked for.
+        cpus: u32,
+    },
+    /// Too little memory for any guest, or more than the address space holds.
+    #[error("{size} of memory is out of range ({min} to {max})")]
+    MemoryRange {
+        /// What was asked for.
+        size: MemorySize,
+        /// The least.
+        min: MemorySize,
+        /// The most.
+        max: MemorySize,
+    },
+    /// Memory that does not consist of whole pages.
+    #[error("{size} of memory is not a multiple of its page size, {page}")]
+    MemoryAlignment {
+        /// What was asked for.
+        size: MemorySize,
+        /// The page size in use.
+        page: MemorySize,
+    },
+    /// The command line is longer than kernels take.
+    #[error("the kernel command line has {length} bytes, and {max} is the limit")]
+    CmdlineTooLong {
+        /// Its length, without the final NUL.
+        length: usize,
+        /// The most that fits.
+        max: usize,
+    },
+    /// A byte that cannot be in a command line.
+    #[error("the kernel command line holds a NUL byte at offset {offset}")]
+    CmdlineNul {
+        /// Where.
+        offset: usize,
+    },
+}
+
+impl ConfigError {
+    /// What a person can do about it, in the terms of the command line.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::NoKernel => Some("name one: --kernel /boot/vmlinuz-$(uname -r)".into()),
+            Self::Cpus { .. } => Some(format!("use --cpus 1 to --cpus {MAX_CPUS}")),
+            Self::MemoryRange { .. } => Some("use for instance --memory 512M".into()),
+            Self::MemoryAlignment { size, page } => {
+                let down = size.as_bytes() - size.as_bytes() % page.as_bytes();
+                let rounded = MemorySize::bytes(down.max(page.as_bytes()));
+                Some(format!("use for instance --memory {rounded}"))
+            }
+            Self::CmdlineTooLong { .. } | Self::CmdlineNul { .. } => None,
+        }
+    }
+}
+
+impl VmConfig {
+    /// Checks every field, alone and against the others. Asks nothing of the host.
+    ///
+    /// # Errors
+    /// The first field that cannot stand.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.kernel.is_none() {
+            return Err(ConfigError::NoKernel);
+        }
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus { cpus: self.cpus });
+        }
+        self.validate_memory()?;
+        let cmdline = self.full_cmdline();
+        let max = layout::CMDLINE_MAX - 1;
+        if cmdline.len() > max {
+            return Err(ConfigError::CmdlineTooLong { length: cmdline.len(), max });
+        }
+        if let Some(offset) = cmdline.bytes().position(|byte| byte == 0) {
+            return Err(ConfigError::CmdlineNul { offset });
+        }
+        Ok(())
+    }
+
+    fn validate_memory(&self) -> Result<(), ConfigError> {
+        let size = self.memory;
+        let (min, max) = (
+            MemorySize::bytes(layout::MIN_MEMORY),
+            MemorySize::bytes(layout::MAX_MEMORY),
+        );
+        if size < min || size > max {
+            return Err(ConfigError::MemoryRange { size, min, max });
+        }
+        let page = MemorySize::bytes(self.hugepages.pool_page_size().unwrap_or(4096));
+        if !size.as_bytes().is_multiple_of(page.as_bytes()) {
+            return Err(ConfigError::MemoryAlignment { size, page });
+        }
+        Ok(())
+    }
+
+    /// Whether guest RAM is backed by a file descriptor.
+    pub(crate) fn needs_memfd(&self) -> bool {
+        self.memory_backing == MemoryBacking::Shared
+            || matches!(self.hugepages, HugePages::Huge2M | HugePages::Huge1G)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> VmConfig {
+        VmConfig { kernel: Some("k".into()), ..VmConfig::default() }
+    }
+
+    #[test]
+    fn the_default_with_a_kernel_stands() {
+        assert_eq!(good().validate(), Ok(()));
+        assert_eq!(VmConfig::default().validate(), Err(ConfigError::NoKernel));
+    }
+
+    #[test]
+    fn vcpus_are_bounded() {
+        for cpus in [0, MAX_CPUS + 1, u32::MAX] {
+            let config = VmConfig { cpus, ..good() };
+            assert_eq!(config.validate(), Err(ConfigError::Cpus { cpus }));
+        }
+        assert_eq!(VmConfig { cpus: MAX_CPUS, ..good() }.validate(), Ok(()));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_whole() {
+        for memory in [0, 1 << 20, (16 << 20) - 4096, u64::MAX, u64::MAX - 4095] {
+            let config = VmConfig { memory: MemorySize::bytes(memory), ..good() };
+            assert!(matches!(config.validate(), Err(ConfigError::MemoryRange { .. })), "{memory}");
+        }
+        let odd = VmConfig { memory: MemorySize::bytes((64 << 20) + 1), ..good() };
+        assert!(matches!(odd.validate(), Err(ConfigError::MemoryAlignment { .. })));
+        let huge = VmConfig {
+            memory: MemorySize::mib(65),
+            hugepages: HugePages::Huge2M,
+            ..good()
+        };
+        let err = huge.validate().unwrap_err();
+        assert_eq!(err.remedy().as_deref(), Some("use for instance --memory 64M"));
+    }
+
+    #[test]
+    fn the_command_line_is_bounded() {
+        let longest = "x".repeat(layout::CMDLINE_MAX - 1);
+        assert_eq!(VmConfig { cmdline: longest.clone(), ..good() }.validate(), Ok(()));
+        let config = VmConfig { cmdline: longest, append: Some("y".into()), ..good() };
+        assert!(matches!(config.validate(), Err(ConfigError::CmdlineTooLong { .. })));
+        let nul = VmConfig { cmdline: "a\0b".into(), ..good() };
+        assert_eq!(nul.validate(), Err(ConfigError::CmdlineNul { offset: 1 }));
+    }
+}

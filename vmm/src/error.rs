@@ -1,0 +1,98 @@
+//! Why a VM could not be built or started.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+use crate::kernel::KernelError;
+use crate::kvm::KvmError;
+use crate::memory::MemoryError;
+use crate::vcpu::VcpuError;
+
+/// Why a VM could not be built or started. Nothing of it is left when this is returned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot be a VM.
+    #[error("invalid configuration")]
+    Config(#[from] ConfigError),
+    /// The host's KVM is missing or refused something.
+    #[error("cannot use KVM")]
+    Kvm(#[from] KvmError),
+    /// There is no memory for the guest.
+    #[error("cannot allocate guest memory")]
+    Memory(#[from] MemoryError),
+    /// The kernel or the initrd cannot be booted.
+    #[error("cannot load the guest")]
+    Kernel(#[from] KernelError),
+    /// The tables that the guest wakes up to could not be written.
+    #[error("cannot prepare the guest's {what}")]
+    Platform {
+        /// Which of them.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A vCPU could not be set up.
+    #[error("cannot set up a vCPU")]
+    Vcpu(#[from] VcpuError),
+    /// A serial port's file or socket could not be opened.
+    #[error("cannot open the serial port's {what} \"{}\"", path.display())]
+    Serial {
+        /// "file" or "socket".
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The host refused a thread, an event or another small thing that every VM needs.
+    #[error("cannot create the {what}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// What a person can do about it, in the terms of the command line.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Config(err) => err.remedy(),
+            Self::Kvm(err) => err.remedy(),
+            Self::Memory(err) => err.remedy(),
+            Self::Kernel(err) => err.remedy().map(Into::into),
+            Self::Serial { source, what: "socket", .. }
+                if source.kind() == io::ErrorKind::AddrInUse =>
+            {
+                Some("another process has it, or left it behind: remove the file, or name another".into())
+            }
+            Self::Vcpu(_) | Self::Platform { .. } | Self::Serial { .. } => None,
+            Self::Host { source, .. } => match source.raw_os_error() {
+                Some(libc::EMFILE | libc::ENFILE) => {
+                    Some("the limit of open files is reached: raise it with ulimit -n".into())
+                }
+                Some(libc::EAGAIN) => {
+                    Some("the limit of threads or processes is reached: see ulimit -u".into())
+                }
+                _ => None,
+            },
+        }
+    }
+
+    pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+
+    pub(crate) fn platform<E>(what: &'static str) -> impl FnOnce(E) -> Self
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        move |source| Self::Platform { what, source: Box::new(source) }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the owner of a VM holds while it runs, and the state behind it.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use ampoule_devices::legacy::power::AcpiPower;
+
+use crate::exit::{ExitLatch, ExitReason};
+use crate::guest_watch::GuestWatch;
+use crate::timeline::Timeline;
+
+/// A VM, as its owner sees it: cheap to clone, and safe to use from any thread, before the start, during the run and after
+/// the end.
+#[derive(Clone)]
+pub struct VmHandle {
+    shared: Arc<Shared>,
+}
+
+/// What all threads of a VM share. Its locks are leaves: nobody who holds one takes another.
+pub(crate) struct Shared {
+    /// The end of the present run.
+    pub(crate) latch: Arc<ExitLatch>,
+    /// When things happened.
+    pub(crate) timeline: Arc<Timeline>,
+    /// What the guest's console gave away.
+    pub(crate) watch: Arc<GuestWatch>,
+    /// Wakes the control thread, when it should look at its deadlines again.
+    pub(crate) wake: EventFd,
+    /// The present machine's power button; a restart brings another.
+    power: Mutex<Option<Arc<AcpiPower>>>,
+    /// When a guest that was asked to power off is stopped.
+    stop_at: Mutex<Option<Instant>>,
+    /// The end of the VM.
+    outcome: Mutex<Option<ExitReason>>,
+    ended: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these locks guard is replaced whole, so that a panic elsewhere leaves it consistent.
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Shared {
+    pub(crate) fn new(timeline: Arc<Timeline>) -> io::Result<Self> {
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let watch = Arc::new(GuestWatch::new(timeline.clone(), wake.try_clone()?));
+        Ok(Self {
+            latch: Arc::new(ExitLatch::new()?),
+            timeline,
+            watch,
+            wake,
+            power: Mutex::new(None),
+            stop_at: Mutex::new(None),
+            outcome: Mutex::new(None),
+            ended: Condvar::new(),
+        })
+    }
+
+    pub(crate) fn set_power(&self, power: Option<Arc<AcpiPower>>) {
+        *lock(&self.power) = power;
+    }
+
+    pub(crate) fn stop_at(&self) -> Option<Instant> {
+        *lock(&self.stop_at)
+    }
+
+    pub(crate) fn finish(&self, reason: ExitReason) {
+        *lock(&self.outcome) = Some(reason);
+        self.ended.notify_all();
+    }
+}
+
+impl VmHandle {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Presses the guest's ACPI power button. A guest without a driver for it takes no notice.
+    ///
+    /// # Errors
+    /// The host's, on raising the interrupt.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        let power = lock(&self.shared.power).clone();
+        power.map_or(Ok(()), |power| power.press_power_button())
+    }
+
+    /// Asks the guest to power off, and stops the VM when it has not done so within `grace`.
+    ///
+    /// # Errors
+    /// The host's, on raising the interrupt; the VM is stopped after `grace` all the same.
+    pub fn shut_down(&self, grace: Duration) -> io::Result<()> {
+        let now = Instant::now();
+        *lock(&self.shared.stop_at) = Some(now.checked_add(grace).unwrap_or(now));
+        let _ = self.shared.wake.write(1);
+        self.press_power_button()
+    }
+
+    /// Ends the VM now, as if its plug were pulled. [`ExitReason::Stopped`] is its reason.
+    pub fn stop(&self) {
+        self.shared.latch.set(ExitReason::Stopped);
+    }
+
+    /// Waits for the VM's end. Of a VM that was never started, there is none.
+    pub fn wait(&self) -> ExitReason {
+        let mut outcome = lock(&self.shared.outcome);
+        loop {
+            if let Some(reason) = &*outcome {
+                return reason.clone();
+            }
+            outcome = self
+                .shared
+                .ended
+                .wait(outcome)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    /// Waits for the VM's end, at most for `timeout`.
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<ExitReason> {
+        let outcome = lock(&self.shared.outcome);
+        let (outcome, _) = self
+            .shared
+            .ended
+            .wait_timeout_while(outcome, timeout, |outcome| outcome.is_none())
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        outcome.clone()
+    }
+
+    /// The reason of its end, once there is one.
+    pub fn exit_reason(&self) -> Option<ExitReason> {
+        lock(&self.shared.outcome).clone()
+    }
+
+    /// When things happened.
+    pub fn timeline(&self) -> &Timeline {
+        &self.shared.timeline
+    }
+}

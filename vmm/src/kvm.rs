@@ -1,0 +1,247 @@
+//! The one place that talks to `/dev/kvm`: opening it, the VM's file descriptor, memory slots, interrupt lines.
+//!
+//! KVM is wrapped, not abstracted: [`Kvm`] is the system handle, [`VmFd`] one VM. Everything here runs on the thread that
+//! builds the VM, before its vCPU threads exist; the descriptors live until the VM is dropped. Reference: the kernel's
+//! Documentation/virt/kvm/api.rst.
+
+use std::io;
+use std::path::Path;
+
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, VcpuFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::errno;
+use vmm_sys_util::eventfd::EventFd;
+
+use ampoule_arch::layout;
+
+use crate::memory::GuestRam;
+
+const DEVICE: &str = "/dev/kvm";
+
+/// How often a call that a signal interrupted is made again.
+const EINTR_RETRIES: u32 = 16;
+
+/// Why KVM could not be had, or what it refused.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// There is no KVM on this host.
+    #[error("this host has no {DEVICE}")]
+    NoDevice(#[source] io::Error),
+    /// The device is there, and this user may not use it.
+    #[error("{DEVICE} may not be opened for reading and writing by this user")]
+    Permission(#[source] io::Error),
+    /// The device is there, and does not open.
+    #[error("cannot open {DEVICE}")]
+    Open(#[source] io::Error),
+    /// Another KVM than the one that has been stable since 2007.
+    #[error("{DEVICE} speaks API version {found}, and only {KVM_API_VERSION} is known")]
+    ApiVersion {
+        /// The version it speaks.
+        found: i32,
+    },
+    /// The host's KVM lacks something without which no VM of ours runs.
+    #[error("the host's KVM lacks {name}")]
+    Capability {
+        /// The capability's name in KVM's API document.
+        name: &'static str,
+    },
+    /// More vCPUs than this KVM makes.
+    #[error("the host's KVM makes at most {max} vCPUs, not {asked}")]
+    TooManyVcpus {
+        /// What the configuration asks for.
+        asked: u32,
+        /// What the host offers.
+        max: usize,
+    },
+    /// An ioctl failed.
+    #[error("KVM refused to {what}")]
+    Ioctl {
+        /// What was wanted, as a verb phrase.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+    /// A memory slot was refused.
+    #[error("KVM refused {size:#x} bytes of guest memory at {start:#x}")]
+    MemorySlot {
+        /// Guest physical address of the slot.
+        start: u64,
+        /// Its size in bytes.
+        size: u64,
+        /// What KVM said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl KvmError {
+    /// What a person can do about it.
+    pub fn remedy(&self) -> Option<String> {
+        Some(
+            match self {
+                Self::NoDevice(_) => {
+                    "enable virtualisation in the firmware, then load the module: modprobe kvm-intel \
+                     (or kvm-amd); inside a VM, its host must allow nesting; `ampoule doctor` says more"
+                }
+                Self::Permission(_) => {
+                    "join the group that owns it and log in again: sudo usermod -aG kvm $USER; \
+                     `ampoule doctor` says more"
+                }
+                Self::Open(_) | Self::ApiVersion { .. } | Self::Capability { .. } => {
+                    "`ampoule doctor` says what this host offers"
+                }
+                Self::TooManyVcpus { max, .. } => return Some(format!("use at most --cpus {max}")),
+                Self::Ioctl { source, .. } | Self::MemorySlot { source, .. } => {
+                    match source.raw_os_error() {
+                        Some(libc::ENOMEM) => "the host is out of memory",
+                        Some(libc::EMFILE | libc::ENFILE) => {
+                            "the limit of open files is reached: raise it with ulimit -n"
+                        }
+                        Some(libc::EBUSY) => {
+                            "another hypervisor (VirtualBox, VMware) may hold the CPU's virtualisation"
+                        }
+                        _ => return None,
+                    }
+                }
+            }
+            .to_owned(),
+        )
+    }
+
+    fn ioctl(what: &'static str) -> impl Fn(errno::Error) -> Self {
+        move |source| Self::Ioctl { what, source: source.into() }
+    }
+}
+
+/// The system's KVM, open.
+pub(crate) struct Kvm {
+    fd: kvm_ioctls::Kvm,
+}
+
+impl Kvm {
+    /// Opens `/dev/kvm` and checks that it is one this library can use.
+    pub(crate) fn open() -> Result<Self, KvmError> {
+        let fd = kvm_ioctls::Kvm::new().map_err(|err| {
+            let source = io::Error::from(err);
+            match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => KvmError::NoDevice(source),
+                Some(libc::EACCES | libc::EPERM) if Path::new(DEVICE).exists() => {
+                    KvmError::Permission(source)
+                }
+                _ => KvmError::Open(source),
+            }
+        })?;
+        let found = fd.get_api_version();
+        if found != KVM_API_VERSION as i32 {
+            return Err(KvmError::ApiVersion { found });
+        }
+        for (cap, name) in [
+            (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+            (Cap::Irqfd, "KVM_CAP_IRQFD"),
+            (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+            (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+        ] {
+            if !fd.check_extension(cap) {
+                return Err(KvmError::Capability { name });
+            }
+        }
+        Ok(Self { fd })
+    }
+
+    /// What a guest's CPUID may say on this host.
+    pub(crate) fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
+        self.fd
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::ioctl("tell the CPUID it supports"))
+    }
+
+    /// Whether the in-kernel local APIC has the TSC deadline mode.
+    pub(crate) fn has_tsc_deadline(&self) -> bool {
+        self.fd.check_extension(Cap::TscDeadlineTimer)
+    }
+
+    /// Creates a VM with an in-kernel interrupt controller and the given RAM.
+    ///
+    /// Memory goes in before any vCPU exists: a slot added later makes KVM wait for every vCPU's grace period, which costs
+    /// milliseconds.
+    pub(crate) fn create_vm(&self, ram: &GuestRam, vcpus: u32) -> Result<VmFd, KvmError> {
+        let max = self.fd.get_max_vcpus();
+        if vcpus as usize > max {
+            return Err(KvmError::TooManyVcpus { asked: vcpus, max });
+        }
+        let fd = self.create_vm_fd()?;
+        // Pages that KVM on VT-x keeps for real-mode emulation; they must lie in the hole. Harmless on AMD-V.
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .map_err(KvmError::ioctl("place its identity map"))?;
+        fd.set_tss_address(layout::KVM_TSS_ADDRESS as usize)
+            .map_err(KvmError::ioctl("place its task state segment"))?;
+        fd.create_irq_chip().map_err(KvmError::ioctl("create an interrupt controller"))?;
+        let vm = VmFd { fd };
+        vm.add_memory(ram)?;
+        Ok(vm)
+    }
+
+    fn create_vm_fd(&self) -> Result<kvm_ioctls::VmFd, KvmError> {
+        // A pending signal makes KVM_CREATE_VM return EINTR (it waits for a CPU hotplug lock killably).
+        for _ in 0..EINTR_RETRIES {
+            match self.fd.create_vm() {
+                Err(err) if err.errno() == libc::EINTR => continue,
+                other => return other.map_err(KvmError::ioctl("create a VM")),
+            }
+        }
+        Err(KvmError::Ioctl {
+            what: "create a VM",
+            source: io::Error::from_raw_os_error(libc::EINTR),
+        })
+    }
+}
+
+/// One VM's file descriptor.
+pub(crate) struct VmFd {
+    fd: kvm_ioctls::VmFd,
+}
+
+impl VmFd {
+    fn add_memory(&self, ram: &GuestRam) -> Result<(), KvmError> {
+        for (slot, region) in ram.iter().enumerate() {
+            let (start, size) = (region.start_addr().raw_value(), region.len());
+            let slot = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: start,
+                memory_size: size,
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the range is a mapping of `memory_size` bytes that `region` owns, and the machine keeps the RAM
+            // alive for as long as this descriptor (see `Machine`'s field order). The guest may write all of it at any
+            // time; the host touches it only through vm-memory's volatile accesses.
+            unsafe { self.fd.set_user_memory_region(slot) }.map_err(|err| {
+                KvmError::MemorySlot { start, size, source: err.into() }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Creates the vCPU with this index, which is its APIC id too.
+    pub(crate) fn create_vcpu(&self, index: u32) -> Result<VcpuFd, KvmError> {
+        self.fd.create_vcpu(u64::from(index)).map_err(KvmError::ioctl("create a vCPU"))
+    }
+
+    /// Lets each write to `event` raise the interrupt line `gsi` for an instant (an edge).
+    pub(crate) fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(event, gsi).map_err(KvmError::ioctl("connect an interrupt line"))
+    }
+}
+
+/// The module of a KVM that works without the processor's virtualisation; `None` on VT-x and AMD-V.
+pub(crate) fn software_kvm() -> Option<String> {
+    // Software KVMs register as one more vendor module beside the two of real processors.
+    let module = "kvm_pvm";
+    Path::new("/sys/module").join(module).exists().then(|| module.to_owned())
+}

@@ -1,0 +1,175 @@
+//! One incarnation of a VM, from power-on to power-off. A restart builds the next one afresh, so that nothing of a guest,
+//! nor of KVM's state for it, outlives its reset.
+
+use std::sync::Arc;
+
+use vm_memory::{ByteValued, Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use ampoule_arch::acpi::{self, AcpiConfig};
+use ampoule_arch::boot::{linux, pvh};
+use ampoule_arch::layout;
+use ampoule_arch::regs::{self, EntryPoint};
+use ampoule_devices::console::ConsoleOutput;
+
+use crate::config::VmConfig;
+use crate::device_manager::DeviceManager;
+use crate::error::Error;
+use crate::handle::Shared;
+use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
+use crate::kvm::{Kvm, VmFd};
+use crate::memory::{self, GuestRam};
+use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
+
+/// What a machine is built from, and what outlives it.
+pub(crate) struct Blueprint {
+    pub(crate) config: VmConfig,
+    pub(crate) kvm: Kvm,
+    pub(crate) shared: Arc<Shared>,
+    /// Where the serial port prints.
+    pub(crate) output: Arc<ConsoleOutput>,
+    /// Tells that the serial port can take more input.
+    pub(crate) input_space: EventFd,
+}
+
+/// A machine with its power on.
+///
+/// The order of the fields is the order in which they go: vCPUs before the VM's descriptor, and that before the RAM which
+/// KVM maps.
+pub(crate) struct Machine {
+    threads: Vec<VcpuThread>,
+    vcpus: Vec<Vcpu>,
+    pub(crate) devices: DeviceManager,
+    _vm: VmFd,
+    _ram: GuestRam,
+}
+
+impl Machine {
+    /// Builds a machine up to the instant before its first instruction.
+    pub(crate) fn build(blueprint: &Blueprint) -> Result<Self, Error> {
+        let Blueprint { config, kvm, shared, output, input_space } = blueprint;
+        let timeline = &shared.timeline;
+
+        let ram = memory::allocate(config)?;
+        timeline.host("memory");
+        let vm = kvm.create_vm(&ram, config.cpus)?;
+        timeline.host("vm-created");
+        let kernel = load_kernel(config, &ram)?;
+        timeline.host("kernel-loaded");
+
+        let devices = DeviceManager::new(&vm, shared, output, input_space)?;
+        let entry = write_boot_data(config, &ram, &kernel, &devices)?;
+        timeline.host("devices");
+
+        let context = VcpuContext {
+            ports: devices.ports.clone(),
+            mmio: devices.mmio.clone(),
+            latch: shared.latch.clone(),
+            timeline: timeline.clone(),
+            ram: ram.clone(),
+        };
+        let template = VcpuTemplate::new(kvm, config.cpus)?;
+        let vcpus = (0..config.cpus)
+            .map(|index| {
+                // The others wait for the first to start them (INIT, SIPI), and have no entry point.
+                let entry = (index == 0).then_some(&entry);
+                template.create(vm.create_vcpu(index)?, index, entry, context.clone())
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        timeline.host("vcpus");
+        Ok(Self { threads: Vec::new(), vcpus, devices, _vm: vm, _ram: ram })
+    }
+
+    /// Starts the vCPU threads. The first vCPU's comes last: until it runs, the others wait inside KVM, so that every
+    /// thread exists before the guest's first instruction.
+    pub(crate) fn start(&mut self) -> Result<(), Error> {
+        while let Some(vcpu) = self.vcpus.pop() {
+            self.threads.push(vcpu.spawn().map_err(Error::host("vCPU thread"))?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for thread in &self.threads {
+            thread.stop();
+        }
+        for thread in self.threads.drain(..) {
+            thread.join();
+        }
+    }
+}
+
+/// The kernel in guest memory, and the initrd beside it.
+struct LoadedGuest {
+    kernel: LoadedKernel,
+    initrd: Option<(GuestAddress, u64)>,
+}
+
+fn load_kernel(config: &VmConfig, ram: &GuestRam) -> Result<LoadedGuest, Error> {
+    // `validate` has seen to it that there is one.
+    let path = config.kernel.as_deref().unwrap_or_else(|| "".as_ref());
+    let kernel = kernel::load(path, config.entry, ram)?;
+    log::info!("kernel {}: {}", path.display(), kernel.path_taken);
+    let initrd = match &config.initrd {
+        Some(path) => Some(kernel::initrd::load(path, ram, &kernel)?),
+        None => None,
+    };
+    Ok(LoadedGuest { kernel, initrd })
+}
+
+/// Writes what the guest finds in memory when it wakes; returns where it does.
+fn write_boot_data(
+    config: &VmConfig,
+    ram: &GuestRam,
+    guest: &LoadedGuest,
+    devices: &DeviceManager,
+) -> Result<EntryPoint, Error> {
+    let mut cmdline = config.full_cmdline().into_bytes();
+    cmdline.push(0);
+    write(ram, layout::CMDLINE, &cmdline, "command line")?;
+
+    let tables =
+        acpi::build(&AcpiConfig { vcpus: config.cpus, devices: &devices.descriptions })
+            .map_err(Error::platform("ACPI tables"))?;
+    for (address, bytes) in &tables.blobs {
+        write(ram, *address, bytes, "ACPI tables")?;
+    }
+
+    let e820 = layout::e820(config.memory.as_bytes());
+    let entry = match guest.kernel.entry {
+        KernelEntryPoint::Pvh { entry } => {
+            let blobs = pvh::start_info(layout::CMDLINE, guest.initrd, &e820, tables.rsdp);
+            for (address, bytes) in &blobs {
+                write(ram, *address, bytes, "PVH start info")?;
+            }
+            EntryPoint::Pvh { entry, start_info: layout::PVH_START_INFO.0 }
+        }
+        KernelEntryPoint::Linux64 { entry } => {
+            let page = linux::zero_page(&linux::ZeroPageConfig {
+                setup_header: guest.kernel.setup_header.as_deref().map(ByteValued::as_slice),
+                cmdline: layout::CMDLINE,
+                cmdline_size: cmdline.len() as u32,
+                initrd: guest.initrd,
+                e820: &e820,
+                rsdp: tables.rsdp,
+            });
+            write(ram, layout::ZERO_PAGE, &page, "zero page")?;
+            EntryPoint::Linux64 { entry, zero_page: layout::ZERO_PAGE.0 }
+        }
+    };
+    for (address, bytes) in regs::boot_blobs(&entry) {
+        write(ram, address, &bytes, "page tables")?;
+    }
+    Ok(entry)
+}
+
+fn write(
+    ram: &GuestRam,
+    address: GuestAddress,
+    bytes: &[u8],
+    what: &'static str,
+) -> Result<(), Error> {
+    ram.write_slice(bytes, address).map_err(Error::platform(what))
+}

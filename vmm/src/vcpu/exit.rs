@@ -1,0 +1,108 @@
+//! What a vCPU does when it leaves the guest: one short match.
+
+use std::ptr::NonNull;
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
+use kvm_ioctls::VcpuExit;
+
+use ampoule_devices::bus::Bus;
+
+use crate::exit::{ExitReason, GuestPanic};
+
+use super::{FailureKind, Vcpu};
+
+impl Vcpu {
+    /// Enters the guest once and answers its exit. `Some` when that is the VM's end.
+    pub(super) fn run_once(&mut self) -> Option<ExitReason> {
+        let shared = self.shared;
+        let kind = match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                write_port(&self.context.ports, port, access_size(shared), data);
+                return None;
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                read_port(&self.context.ports, port, access_size(shared), data);
+                return None;
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.context.mmio.read(address, data);
+                return None;
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.context.mmio.write(address, data);
+                return None;
+            }
+            // The loop asks for the reason of an interruption. EAGAIN is what a vCPU that waits for its start-up
+            // interrupt (INIT, SIPI) returns when one has come.
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return None,
+            Err(err) if matches!(err.errno(), libc::EINTR | libc::EAGAIN) => return None,
+            Ok(VcpuExit::Shutdown) => return Some(ExitReason::TripleFault { vcpu: self.index }),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
+                return Some(ExitReason::PowerOff);
+            }
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(ExitReason::Reset),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
+                return Some(ExitReason::Panic(GuestPanic::default()));
+            }
+            Ok(VcpuExit::InternalError) => FailureKind::internal_error(shared),
+            Ok(VcpuExit::FailEntry(reason, _)) => FailureKind::EntryRefused { reason },
+            Ok(other) => FailureKind::UnexpectedExit { name: format!("{other:?}") },
+            Err(err) => FailureKind::RunFailed { errno: err.errno() },
+        };
+        Some(ExitReason::VcpuFailed(Box::new(self.failure(kind))))
+    }
+}
+
+/// Size in bytes of one access of the port I/O exit at hand. A string instruction makes several accesses in one exit.
+fn access_size(shared: NonNull<kvm_run>) -> usize {
+    // SAFETY: `shared` is the page of the vCPU whose KVM_RUN has just returned on this thread with KVM_EXIT_IO, so that
+    // `io` is the union's live field; KVM writes the page only during KVM_RUN.
+    let size = unsafe { (*shared.as_ptr()).__bindgen_anon_1.io.size };
+    usize::from(size).max(1)
+}
+
+fn write_port(ports: &Bus, port: u16, size: usize, data: &[u8]) {
+    for access in data.chunks(size) {
+        ports.write(u64::from(port), access);
+    }
+}
+
+fn read_port(ports: &Bus, port: u16, size: usize, data: &mut [u8]) {
+    for access in data.chunks_mut(size) {
+        ports.read(u64::from(port), access);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ampoule_devices::bus::BusDevice;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<Vec<u8>>>);
+
+    impl BusDevice for Recorder {
+        fn read(&self, offset: u64, data: &mut [u8]) {
+            data.fill(offset as u8 + 1);
+        }
+
+        fn write(&self, _: u64, data: &[u8]) {
+            self.0.lock().unwrap().push(data.to_vec());
+        }
+    }
+
+    #[test]
+    fn a_string_instruction_is_as_many_accesses_as_it_has_elements() {
+        let recorder = Arc::new(Recorder::default());
+        let ports = Bus::new();
+        ports.insert(0x3f8, 8, recorder.clone()).unwrap();
+        write_port(&ports, 0x3f8, 1, b"abc");
+        write_port(&ports, 0x3f8, 2, b"defg");
+        let seen = recorder.0.lock().unwrap().clone();
+        assert_eq!(seen, [&b"a"[..], b"b", b"c", b"de", b"fg"]);
+        let mut data = [0; 4];
+        read_port(&ports, 0x3f9, 2, &mut data);
+        assert_eq!(data, [2; 4]);
+    }
+}
