@@ -1,8 +1,8 @@
 //! What the guest's console and its paravirtual devices tell about its health.
 //!
 //! Called on vCPU threads, with each byte that the guest prints; the control thread asks for the outcome. A panic is not the
-//! end at once: the kernel has more to print (registers, a trace), so that the VM goes on until its closing line or for
-//! [`SETTLE`], whichever comes first.
+//! end at once: the kernel has more to print (registers, a trace), so that the VM goes on until its closing line, until it
+//! has been quiet for [`QUIET`], or for [`LONGEST`], whichever comes first.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -15,8 +15,11 @@ use ampoule_devices::console::panic_watch::{PanicEvent, PanicWatch};
 use crate::exit::GuestPanic;
 use crate::timeline::Timeline;
 
+/// How long a kernel that panicked is silent when it has said all.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// How long a kernel that panicked may go on printing.
-const SETTLE: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// How many of the console's last lines are kept for an excerpt.
 const EXCERPT_LINES: usize = 30;
@@ -38,13 +41,19 @@ struct State {
 /// A panic that was noticed.
 struct Noticed {
     line: Option<String>,
-    /// When there is nothing more to wait for.
+    /// When there is nothing more to wait for, unless it goes on printing.
     settled_at: Instant,
+    /// When there is nothing more to wait for in any case.
+    last_call: Instant,
 }
 
 impl GuestWatch {
     pub(crate) fn new(timeline: Arc<Timeline>, wake: EventFd) -> Self {
-        Self { timeline, wake, state: Mutex::default() }
+        Self {
+            timeline,
+            wake,
+            state: Mutex::default(),
+        }
     }
 
     /// The pvpanic device was told of a panic.
@@ -55,7 +64,10 @@ impl GuestWatch {
 
     /// When the VM of a guest that panicked should end.
     pub(crate) fn panic_deadline(&self) -> Option<Instant> {
-        self.state().panic.as_ref().map(|noticed| noticed.settled_at)
+        self.state()
+            .panic
+            .as_ref()
+            .map(|noticed| noticed.settled_at)
     }
 
     /// What is known of the guest's panic, if it did panic.
@@ -72,7 +84,13 @@ impl GuestWatch {
         match &mut state.panic {
             Some(noticed) => noticed.line = noticed.line.take().or(line),
             None => {
-                state.panic = Some(Noticed { line, settled_at: Instant::now() + SETTLE });
+                let now = Instant::now();
+                let (settled_at, last_call) = (now + QUIET, now + LONGEST);
+                state.panic = Some(Noticed {
+                    line,
+                    settled_at,
+                    last_call,
+                });
                 self.wake();
             }
         }
@@ -83,7 +101,9 @@ impl GuestWatch {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -93,6 +113,12 @@ impl ConsoleObserver for GuestWatch {
         if !state.seen_output {
             state.seen_output = true;
             self.timeline.guest("first-serial-byte");
+        }
+        if let Some(noticed) = &mut state.panic {
+            // The control thread wakes at the earlier time, and finds that it is later now.
+            noticed.settled_at = noticed
+                .settled_at
+                .max(noticed.last_call.min(Instant::now() + QUIET));
         }
         let mut events = Vec::new();
         state.matcher.feed(bytes, &mut |event| events.push(event));
@@ -104,7 +130,7 @@ impl ConsoleObserver for GuestWatch {
                 }
                 PanicEvent::End => {
                     if let Some(noticed) = &mut state.panic {
-                        noticed.settled_at = Instant::now();
+                        (noticed.settled_at, noticed.last_call) = (Instant::now(), Instant::now());
                         self.wake();
                     }
                 }
