@@ -164,3 +164,163 @@ fn find_place(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use linux_loader::bootparam::setup_header;
+
+    use super::*;
+    use crate::kernel::testing::{bytes_at, ram, ram_at};
+    use crate::kernel::{BootPath, KernelEntryPoint};
+
+    const MIB: u64 = 1 << 20;
+
+    fn kernel(end: u64, address_max: Option<u32>) -> LoadedKernel {
+        let header = address_max.map(|initrd_addr_max| {
+            Box::new(setup_header {
+                initrd_addr_max,
+                ..Default::default()
+            })
+        });
+        LoadedKernel {
+            entry: KernelEntryPoint::Linux64 { entry: MIB },
+            setup_header: header,
+            end,
+            path_taken: BootPath::InGuest,
+        }
+    }
+
+    fn place_of(size: u64, ram: &GuestRam, kernel: &LoadedKernel) -> Result<u64, InitrdError> {
+        find_place(size, ram, kernel).map(|address| address.raw_value())
+    }
+
+    #[test]
+    fn it_lies_at_the_top_of_memory_on_a_page() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().write_all(&[7; 5000]).unwrap();
+        let ram = ram(8);
+        let (address, size) = load(file.path(), &ram, &kernel(2 * MIB, None)).unwrap();
+        assert_eq!((address.raw_value(), size), (8 * MIB - 8192, 5000));
+        assert_eq!(
+            bytes_at(&ram, address.raw_value(), 5001),
+            [&[7; 5000][..], &[0]].concat()
+        );
+        let opened = file.reopen().unwrap();
+        let again = load_from(opened, file.path(), &ram, &kernel(2 * MIB, None)).unwrap();
+        assert_eq!(again, (address, size));
+    }
+
+    #[test]
+    fn it_fills_the_room_beside_the_kernel_and_not_a_byte_more() {
+        let ram = ram(8);
+        let kernel = kernel(2 * MIB + 1, None);
+        assert_eq!(
+            place_of(6 * MIB - 4096, &ram, &kernel).unwrap(),
+            2 * MIB + 4096
+        );
+        let err = place_of(6 * MIB - 4095, &ram, &kernel).unwrap_err();
+        assert!(
+            matches!(
+                err,
+                InitrdError::TooLarge {
+                    memory: 0x80_0000,
+                    ..
+                }
+            ),
+            "{err}"
+        );
+        assert!(err.remedy().unwrap().contains("--memory"));
+        for size in [8 * MIB, 1 << 40, u64::MAX] {
+            assert!(place_of(size, &ram, &kernel).is_err());
+        }
+    }
+
+    #[test]
+    fn it_stays_below_the_kernels_limit() {
+        // Sparse: nothing of it is touched.
+        let ram = ram_at(&[(0, 3 << 30), (4 << 30, 1 << 30)]);
+        let limited = kernel(64 * MIB, Some(0x37ff_ffff));
+        assert_eq!(place_of(4096, &ram, &limited).unwrap(), 0x3800_0000 - 4096);
+        let silent = kernel(64 * MIB, None);
+        assert_eq!(place_of(4096, &ram, &silent).unwrap(), 0x8000_0000 - 4096);
+        let zero = kernel(64 * MIB, Some(0));
+        assert_eq!(place_of(4096, &ram, &zero).unwrap(), 0x8000_0000 - 4096);
+        let open = kernel(64 * MIB, Some(u32::MAX));
+        assert_eq!(place_of(4096, &ram, &open).unwrap(), (3 << 30) - 4096);
+        let err = place_of(1 << 30, &ram, &limited).unwrap_err();
+        assert!(
+            matches!(
+                err,
+                InitrdError::BeyondProtocol {
+                    address_max: 0x37ff_ffff,
+                    ..
+                }
+            ),
+            "{err}"
+        );
+        assert!(err.remedy().is_some());
+    }
+
+    #[test]
+    fn what_is_no_file_or_empty_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let err = load(dir.path(), &ram(4), &kernel(MIB, None)).unwrap_err();
+        assert!(err.to_string().starts_with("initrd \""), "{err}");
+        assert!(
+            matches!(
+                err,
+                KernelError::NotAFile {
+                    kind: "directory",
+                    ..
+                }
+            ),
+            "{err}"
+        );
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, b"").unwrap();
+        let err = load(&empty, &ram(4), &kernel(MIB, None)).unwrap_err();
+        assert!(
+            matches!(
+                err,
+                KernelError::Empty {
+                    role: FileRole::Initrd,
+                    ..
+                }
+            ),
+            "{err}"
+        );
+        let missing = load(&dir.path().join("no"), &ram(4), &kernel(MIB, None)).unwrap_err();
+        assert!(
+            matches!(
+                missing,
+                KernelError::Open {
+                    role: FileRole::Initrd,
+                    ..
+                }
+            ),
+            "{missing}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_shrinks_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("initrd");
+        std::fs::write(&path, [1; 10000]).unwrap();
+        let file = source::open(FileRole::Initrd, &path).unwrap();
+        std::fs::write(&path, [1; 5000]).unwrap();
+        let err = load_from_source(&file, &path, &ram(4), &kernel(MIB, None)).unwrap_err();
+        assert!(
+            matches!(
+                err,
+                KernelError::Initrd {
+                    source: InitrdError::Copy(_),
+                    ..
+                }
+            ),
+            "{err}"
+        );
+    }
+}

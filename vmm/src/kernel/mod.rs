@@ -19,6 +19,8 @@ use std::path::Path;
 use linux_loader::bootparam::setup_header;
 use serde::{Deserialize, Serialize};
 
+use crate::memory::GuestRam;
+
 mod bzimage;
 mod cmdline;
 mod decompress;
@@ -45,9 +47,6 @@ use bzimage::Bzimage;
 use elf::{ElfPlan, LoadedElf};
 use image::Identity;
 use source::ImageSource;
-
-/// RAM of a guest.
-type GuestRam = vm_memory::GuestMemoryMmap<()>;
 
 /// The lowest address a kernel may occupy: below lie the boot data (zero page, command line, page tables, ACPI tables).
 const LOWEST_KERNEL: u64 = 1 << 20;

@@ -17,7 +17,10 @@ pub(super) fn ram(mib: usize) -> GuestRam {
 
 /// RAM at each (address, size).
 pub(super) fn ram_at(ranges: &[(u64, usize)]) -> GuestRam {
-    let ranges: Vec<_> = ranges.iter().map(|(at, size)| (GuestAddress(*at), *size)).collect();
+    let ranges: Vec<_> = ranges
+        .iter()
+        .map(|(at, size)| (GuestAddress(*at), *size))
+        .collect();
     GuestRam::from_ranges(&ranges).unwrap()
 }
 
@@ -40,12 +43,24 @@ pub(super) struct Part {
 
 /// A loadable segment.
 pub(super) fn segment(address: u64, bytes: &[u8], memory_size: u64) -> Part {
-    Part { kind: 1, address, bytes: bytes.to_vec(), memory_size, align: 1 }
+    Part {
+        kind: 1,
+        address,
+        bytes: bytes.to_vec(),
+        memory_size,
+        align: 1,
+    }
 }
 
 /// A note segment.
 pub(super) fn notes(bytes: Vec<u8>, align: u64) -> Part {
-    Part { kind: 4, address: 0, memory_size: bytes.len() as u64, bytes, align }
+    Part {
+        kind: 4,
+        address: 0,
+        memory_size: bytes.len() as u64,
+        bytes,
+        align,
+    }
 }
 
 /// One note.
@@ -93,14 +108,23 @@ pub(super) fn elf(entry: u64, parts: &[Part]) -> Vec<u8> {
     put(&mut bytes, 24, &entry.to_le_bytes());
     put(&mut bytes, field::TABLE, &64u64.to_le_bytes());
     put(&mut bytes, field::HEADER_SIZE, &56u16.to_le_bytes());
-    put(&mut bytes, field::COUNT, &(parts.len() as u16).to_le_bytes());
+    put(
+        &mut bytes,
+        field::COUNT,
+        &(parts.len() as u16).to_le_bytes(),
+    );
     let mut offset = 64 + 56 * parts.len() as u64;
     for part in parts {
         bytes.extend(part.kind.to_le_bytes());
         bytes.extend(7u32.to_le_bytes());
-        for value in
-            [offset, 0, part.address, part.bytes.len() as u64, part.memory_size, part.align]
-        {
+        for value in [
+            offset,
+            0,
+            part.address,
+            part.bytes.len() as u64,
+            part.memory_size,
+            part.align,
+        ] {
             bytes.extend(value.to_le_bytes());
         }
         offset += part.bytes.len() as u64;
@@ -113,7 +137,10 @@ pub(super) fn elf(entry: u64, parts: &[Part]) -> Vec<u8> {
 
 /// A kernel with a PVH note, code that compresses, some that does not, and a bss.
 pub(super) fn small_elf() -> Vec<u8> {
-    elf(BASE + 8, &[pvh_note(BASE + 4), segment(BASE, &small_code(), 0x9000)])
+    elf(
+        BASE + 8,
+        &[pvh_note(BASE + 4), segment(BASE, &small_code(), 0x9000)],
+    )
 }
 
 /// What [`small_elf`] has at [`BASE`]: calls, which the x86 filter of xz changes, and pages of zeroes.
@@ -154,14 +181,12 @@ pub(super) const FORMATS: [Compression; 6] = [
 pub(super) fn pack(format: Compression, bytes: &[u8]) -> Vec<u8> {
     let mut packed = match format {
         Compression::Gzip => {
-            let mut writer =
-                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+            let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
             writer.write_all(bytes).unwrap();
             return writer.finish().unwrap();
         }
         Compression::Bzip2 => {
-            let mut writer =
-                bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+            let mut writer = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
             writer.write_all(bytes).unwrap();
             writer.finish().unwrap()
         }
@@ -189,10 +214,9 @@ pub(super) fn pack(format: Compression, bytes: &[u8]) -> Vec<u8> {
             }
             packed
         }
-        Compression::Zstd => ruzstd::encoding::compress_to_vec(
-            bytes,
-            ruzstd::encoding::CompressionLevel::Fastest,
-        ),
+        Compression::Zstd => {
+            ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+        }
         Compression::Lzo => b"\x89LZO\0\r\n\x1a\n".to_vec(),
     };
     packed.extend((bytes.len() as u32).to_le_bytes());
@@ -233,14 +257,26 @@ pub(super) fn bzimage(payload: &[u8]) -> Vec<u8> {
     put(&mut bytes, setup::ALIGNMENT, &0x20_0000u32.to_le_bytes());
     put(&mut bytes, setup::XLOADFLAGS, &1u16.to_le_bytes());
     put(&mut bytes, 0x238, &2047u32.to_le_bytes());
-    put(&mut bytes, setup::PAYLOAD_OFFSET, &(PAYLOAD_OFFSET as u32).to_le_bytes());
-    put(&mut bytes, setup::PAYLOAD_LENGTH, &(payload.len() as u32).to_le_bytes());
+    put(
+        &mut bytes,
+        setup::PAYLOAD_OFFSET,
+        &(PAYLOAD_OFFSET as u32).to_le_bytes(),
+    );
+    put(
+        &mut bytes,
+        setup::PAYLOAD_LENGTH,
+        &(payload.len() as u32).to_le_bytes(),
+    );
     put(&mut bytes, setup::PREF_ADDRESS, &0x40_0000u64.to_le_bytes());
     put(&mut bytes, setup::INIT_SIZE, &0x10_0000u32.to_le_bytes());
     let mut code = vec![0xcc; PAYLOAD_OFFSET];
     code.extend(payload);
     code.resize(code.len().next_multiple_of(16), 0x5a);
-    put(&mut bytes, setup::SYSSIZE, &(code.len() as u32 / 16).to_le_bytes());
+    put(
+        &mut bytes,
+        setup::SYSSIZE,
+        &(code.len() as u32 / 16).to_le_bytes(),
+    );
     bytes.extend(code);
     bytes
 }
