@@ -64,20 +64,27 @@ pub(crate) enum ConsoleHost {
 
 impl ConsoleHost {
     pub(crate) fn fixed(ends: SerialEnds) -> Self {
-        Self::Fixed { ends, input_ended: false }
+        Self::Fixed {
+            ends,
+            input_ended: false,
+        }
     }
 
     pub(crate) fn open(config: &SerialConfig) -> Result<Self, Error> {
         Ok(match config {
             SerialConfig::Stdio => Self::fixed(stdio().map_err(Error::host("console"))?),
-            SerialConfig::Null => {
-                Self::fixed(SerialEnds { output: Box::new(NullSink), input: None })
-            }
+            SerialConfig::Null => Self::fixed(SerialEnds {
+                output: Box::new(NullSink),
+                input: None,
+            }),
             SerialConfig::File(path) => {
-                let file = File::create(path)
-                    .map_err(|source| serial_error("file", path, source))?;
+                let file =
+                    File::create(path).map_err(|source| serial_error("file", path, source))?;
                 let sink = FdSink::new(file.into()).map_err(Error::host("console"))?;
-                Self::fixed(SerialEnds { output: Box::new(sink), input: None })
+                Self::fixed(SerialEnds {
+                    output: Box::new(sink),
+                    input: None,
+                })
             }
             SerialConfig::Socket(path) => Self::Socket(
                 SocketConsole::bind(path).map_err(|source| serial_error("socket", path, source))?,
@@ -103,18 +110,23 @@ impl ConsoleHost {
     /// The descriptor that input comes from, until its end.
     pub(crate) fn input_fd(&self) -> Option<RawFd> {
         match self {
-            Self::Fixed { input_ended: true, .. } => None,
+            Self::Fixed {
+                input_ended: true, ..
+            } => None,
             Self::Fixed { ends, .. } => ends.input.as_ref().map(|input| input.fd()),
-            Self::Socket(socket) => {
-                socket.live_client().map(|client| client.reader.as_raw_fd())
-            }
+            Self::Socket(socket) => socket.live_client().map(|client| client.reader.as_raw_fd()),
         }
     }
 
     /// Reads input. An end of it, or an error that is one, makes [`Self::input_fd`] `None`.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let result = match self {
-            Self::Fixed { ends: SerialEnds { input: Some(input), .. }, .. } => input.read(buffer),
+            Self::Fixed {
+                ends: SerialEnds {
+                    input: Some(input), ..
+                },
+                ..
+            } => input.read(buffer),
             Self::Fixed { .. } => Ok(0),
             Self::Socket(socket) => match &mut socket.client {
                 Some(client) => client.reader.read(buffer),
@@ -140,18 +152,28 @@ impl ConsoleHost {
 }
 
 fn is_transient(err: &io::Error) -> bool {
-    matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    matches!(
+        err.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 fn serial_error(what: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::Serial { what, path: path.into(), source }
+    Error::Serial {
+        what,
+        path: path.into(),
+        source,
+    }
 }
 
 /// Standard input and output, each through a descriptor of its own.
 fn stdio() -> io::Result<SerialEnds> {
     let output = FdSink::new(io::stdout().as_fd().try_clone_to_owned()?)?;
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    Ok(SerialEnds { output: Box::new(output), input: Some(Box::new(input)) })
+    Ok(SerialEnds {
+        output: Box::new(output),
+        input: Some(Box::new(input)),
+    })
 }
 
 /// Output to nowhere.
@@ -176,7 +198,10 @@ struct Client {
 impl Client {
     fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { writer: stream.try_clone()?, reader: stream })
+        Ok(Self {
+            writer: stream.try_clone()?,
+            reader: stream,
+        })
     }
 }
 
@@ -194,7 +219,12 @@ impl SocketConsole {
     fn bind(path: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, client: None, client_gone: false, path: path.into() })
+        Ok(Self {
+            listener,
+            client: None,
+            client_gone: false,
+            path: path.into(),
+        })
     }
 
     fn accept(&mut self) {
@@ -250,7 +280,10 @@ impl ConsoleSink for SocketConsole {
 impl Drop for SocketConsole {
     fn drop(&mut self) {
         if let Err(err) = std::fs::remove_file(&self.path) {
-            log::debug!("socket {} was not there to remove: {err}", self.path.display());
+            log::debug!(
+                "socket {} was not there to remove: {err}",
+                self.path.display()
+            );
         }
     }
 }

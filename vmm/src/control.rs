@@ -123,7 +123,9 @@ impl Control {
             self.deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         }
         if let Some(machine) = &mut self.machine {
-            self.blueprint.shared.set_power(Some(machine.devices.power.clone()));
+            self.blueprint
+                .shared
+                .set_power(Some(machine.devices.power.clone()));
             machine.start().map_err(|err| error_chain(&err))?;
         }
         Ok(())
@@ -135,15 +137,22 @@ impl Control {
             return 0;
         }
         let shared = &self.blueprint.shared;
-        let next = [self.deadline, shared.stop_at(), shared.watch.panic_deadline()]
-            .into_iter()
-            .flatten()
-            .min();
+        let next = [
+            self.deadline,
+            shared.stop_at(),
+            shared.watch.panic_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         match next {
             None => -1,
             Some(at) => {
                 // Rounded up, so that the loop does not spin through the last millisecond.
-                let wait = at.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
+                let wait = at
+                    .saturating_duration_since(Instant::now())
+                    .as_micros()
+                    .div_ceil(1000);
                 i32::try_from(wait).unwrap_or(i32::MAX)
             }
         }
@@ -212,7 +221,9 @@ impl Control {
                 (left, patience) = (pending, now + DRAIN_PATIENCE);
             }
             // Without a descriptor there is nobody who could take it.
-            let Some(fd) = self.console.sink().poll_fd() else { break };
+            let Some(fd) = self.console.sink().poll_fd() else {
+                break;
+            };
             let wait = patience.saturating_duration_since(now);
             if wait.is_zero() || !wait_writable(fd, wait) {
                 break;
@@ -221,7 +232,9 @@ impl Control {
         output.discard();
         let dropped = output.dropped();
         if dropped > 0 {
-            log::warn!("{dropped} bytes of the guest's console output were dropped: nobody read them");
+            log::warn!(
+                "{dropped} bytes of the guest's console output were dropped: nobody read them"
+            );
         }
     }
 
@@ -300,7 +313,10 @@ impl MutEventSubscriber for Control {
         let mut fixed = vec![
             (shared.latch.event().as_raw_fd(), token::EXIT),
             (shared.wake.as_raw_fd(), token::WAKE),
-            (self.blueprint.output.wake_event().as_raw_fd(), token::OUTPUT),
+            (
+                self.blueprint.output.wake_event().as_raw_fd(),
+                token::OUTPUT,
+            ),
             (self.blueprint.input_space.as_raw_fd(), token::INPUT_SPACE),
         ];
         fixed.extend(self.console.listener().map(|fd| (fd, token::CLIENT)));
@@ -356,7 +372,11 @@ fn add(ops: &mut EventOps, fd: RawFd, token: u32, set: EventSet) -> Interest {
 }
 
 fn wait_writable(fd: RawFd, wait: Duration) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
     let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: `poll` is one valid pollfd, and the count says so.
     let ready = unsafe { libc::poll(&mut poll, 1, wait) };

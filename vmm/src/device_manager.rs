@@ -105,7 +105,11 @@ impl DeviceManager {
         self.ports
             .insert(u64::from(base), u64::from(len), device)
             .map_err(Error::platform("devices"))?;
-        self.descriptions.push(DeviceInfo { kind, range: AddressRange::Port { base, len }, gsi });
+        self.descriptions.push(DeviceInfo {
+            kind,
+            range: AddressRange::Port { base, len },
+            gsi,
+        });
         Ok(())
     }
 }

@@ -67,11 +67,14 @@ impl Error {
             Self::Kvm(err) => err.remedy(),
             Self::Memory(err) => err.remedy(),
             Self::Kernel(err) => err.remedy().map(Into::into),
-            Self::Serial { source, what: "socket", .. }
-                if source.kind() == io::ErrorKind::AddrInUse =>
-            {
-                Some("another process has it, or left it behind: remove the file, or name another".into())
-            }
+            Self::Serial {
+                source,
+                what: "socket",
+                ..
+            } if source.kind() == io::ErrorKind::AddrInUse => Some(
+                "another process has it, or left it behind: remove the file, or name another"
+                    .into(),
+            ),
             Self::Vcpu(_) | Self::Platform { .. } | Self::Serial { .. } => None,
             Self::Host { source, .. } => match source.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE) => {
@@ -93,6 +96,9 @@ impl Error {
     where
         E: std::error::Error + Send + Sync + 'static,
     {
-        move |source| Self::Platform { what, source: Box::new(source) }
+        move |source| Self::Platform {
+            what,
+            source: Box::new(source),
+        }
     }
 }

@@ -39,7 +39,10 @@ pub enum ExitReason {
 impl ExitReason {
     /// Whether the guest is to blame: a panic, a triple fault, or a state in which KVM could not run it.
     pub fn is_guest_crash(&self) -> bool {
-        matches!(self, Self::Panic(_) | Self::TripleFault { .. } | Self::VcpuFailed(_))
+        matches!(
+            self,
+            Self::Panic(_) | Self::TripleFault { .. } | Self::VcpuFailed(_)
+        )
     }
 }
 
@@ -71,7 +74,9 @@ pub struct GuestPanic {
 
 impl GuestPanic {
     fn summary(&self) -> &str {
-        self.line.as_deref().unwrap_or("noticed by the pvpanic device, no line on the console")
+        self.line
+            .as_deref()
+            .unwrap_or("noticed by the pvpanic device, no line on the console")
     }
 }
 
@@ -98,7 +103,10 @@ impl ExitLatch {
     /// Writes `reason` down unless there is one already, and wakes the control thread.
     pub(crate) fn set(&self, reason: ExitReason) {
         {
-            let mut slot = self.reason.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut slot = self
+                .reason
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
             if slot.is_some() {
                 return;
             }
@@ -116,7 +124,10 @@ impl ExitLatch {
 
     /// Takes the reason, so that the VM can run again.
     pub(crate) fn take(&self) -> Option<ExitReason> {
-        let mut slot = self.reason.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut slot = self
+            .reason
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let _ = self.event.read();
         self.set.store(false, Ordering::Release);
         slot.take()

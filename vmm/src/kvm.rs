@@ -7,10 +7,7 @@
 use std::io;
 use std::path::Path;
 
-use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, VcpuFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::errno;
@@ -114,7 +111,10 @@ impl KvmError {
     }
 
     fn ioctl(what: &'static str) -> impl Fn(errno::Error) -> Self {
-        move |source| Self::Ioctl { what, source: source.into() }
+        move |source| Self::Ioctl {
+            what,
+            source: source.into(),
+        }
     }
 }
 
@@ -181,7 +181,8 @@ impl Kvm {
             .map_err(KvmError::ioctl("place its identity map"))?;
         fd.set_tss_address(layout::KVM_TSS_ADDRESS as usize)
             .map_err(KvmError::ioctl("place its task state segment"))?;
-        fd.create_irq_chip().map_err(KvmError::ioctl("create an interrupt controller"))?;
+        fd.create_irq_chip()
+            .map_err(KvmError::ioctl("create an interrupt controller"))?;
         let vm = VmFd { fd };
         vm.add_memory(ram)?;
         Ok(vm)
@@ -222,7 +223,11 @@ impl VmFd {
             // alive for as long as this descriptor (see `Machine`'s field order). The guest may write all of it at any
             // time; the host touches it only through vm-memory's volatile accesses.
             unsafe { self.fd.set_user_memory_region(slot) }.map_err(|err| {
-                KvmError::MemorySlot { start, size, source: err.into() }
+                KvmError::MemorySlot {
+                    start,
+                    size,
+                    source: err.into(),
+                }
             })?;
         }
         Ok(())
@@ -230,12 +235,16 @@ impl VmFd {
 
     /// Creates the vCPU with this index, which is its APIC id too.
     pub(crate) fn create_vcpu(&self, index: u32) -> Result<VcpuFd, KvmError> {
-        self.fd.create_vcpu(u64::from(index)).map_err(KvmError::ioctl("create a vCPU"))
+        self.fd
+            .create_vcpu(u64::from(index))
+            .map_err(KvmError::ioctl("create a vCPU"))
     }
 
     /// Lets each write to `event` raise the interrupt line `gsi` for an instant (an edge).
     pub(crate) fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
-        self.fd.register_irqfd(event, gsi).map_err(KvmError::ioctl("connect an interrupt line"))
+        self.fd
+            .register_irqfd(event, gsi)
+            .map_err(KvmError::ioctl("connect an interrupt line"))
     }
 }
 
@@ -243,5 +252,8 @@ impl VmFd {
 pub(crate) fn software_kvm() -> Option<String> {
     // Software KVMs register as one more vendor module beside the two of real processors.
     let module = "kvm_pvm";
-    Path::new("/sys/module").join(module).exists().then(|| module.to_owned())
+    Path::new("/sys/module")
+        .join(module)
+        .exists()
+        .then(|| module.to_owned())
 }

@@ -7,7 +7,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use ampoule_arch::acpi::{self, AcpiConfig};
-use ampoule_arch::boot::{linux, pvh};
+use ampoule_arch::boot::{linux, pvh, reset};
 use ampoule_arch::layout;
 use ampoule_arch::regs::{self, EntryPoint};
 use ampoule_devices::console::ConsoleOutput;
@@ -47,7 +47,13 @@ pub(crate) struct Machine {
 impl Machine {
     /// Builds a machine up to the instant before its first instruction.
     pub(crate) fn build(blueprint: &Blueprint) -> Result<Self, Error> {
-        let Blueprint { config, kvm, shared, output, input_space } = blueprint;
+        let Blueprint {
+            config,
+            kvm,
+            shared,
+            output,
+            input_space,
+        } = blueprint;
         let timeline = &shared.timeline;
 
         let ram = memory::allocate(config)?;
@@ -77,14 +83,21 @@ impl Machine {
             })
             .collect::<Result<Vec<_>, Error>>()?;
         timeline.host("vcpus");
-        Ok(Self { threads: Vec::new(), vcpus, devices, _vm: vm, _ram: ram })
+        Ok(Self {
+            threads: Vec::new(),
+            vcpus,
+            devices,
+            _vm: vm,
+            _ram: ram,
+        })
     }
 
     /// Starts the vCPU threads. The first vCPU's comes last: until it runs, the others wait inside KVM, so that every
     /// thread exists before the guest's first instruction.
     pub(crate) fn start(&mut self) -> Result<(), Error> {
         while let Some(vcpu) = self.vcpus.pop() {
-            self.threads.push(vcpu.spawn().map_err(Error::host("vCPU thread"))?);
+            self.threads
+                .push(vcpu.spawn().map_err(Error::host("vCPU thread"))?);
         }
         Ok(())
     }
@@ -130,12 +143,17 @@ fn write_boot_data(
     cmdline.push(0);
     write(ram, layout::CMDLINE, &cmdline, "command line")?;
 
-    let tables =
-        acpi::build(&AcpiConfig { vcpus: config.cpus, devices: &devices.descriptions })
-            .map_err(Error::platform("ACPI tables"))?;
+    let tables = acpi::build(&AcpiConfig {
+        vcpus: config.cpus,
+        devices: &devices.descriptions,
+    })
+    .map_err(Error::platform("ACPI tables"))?;
     for (address, bytes) in &tables.blobs {
         write(ram, *address, bytes, "ACPI tables")?;
     }
+
+    let (address, code) = reset::vector();
+    write(ram, address, &code, "reset vector")?;
 
     let e820 = layout::e820(config.memory.as_bytes());
     let entry = match guest.kernel.entry {
@@ -144,11 +162,18 @@ fn write_boot_data(
             for (address, bytes) in &blobs {
                 write(ram, *address, bytes, "PVH start info")?;
             }
-            EntryPoint::Pvh { entry, start_info: layout::PVH_START_INFO.0 }
+            EntryPoint::Pvh {
+                entry,
+                start_info: layout::PVH_START_INFO.0,
+            }
         }
         KernelEntryPoint::Linux64 { entry } => {
             let page = linux::zero_page(&linux::ZeroPageConfig {
-                setup_header: guest.kernel.setup_header.as_deref().map(ByteValued::as_slice),
+                setup_header: guest
+                    .kernel
+                    .setup_header
+                    .as_deref()
+                    .map(ByteValued::as_slice),
                 cmdline: layout::CMDLINE,
                 cmdline_size: cmdline.len() as u32,
                 initrd: guest.initrd,
@@ -156,7 +181,10 @@ fn write_boot_data(
                 rsdp: tables.rsdp,
             });
             write(ram, layout::ZERO_PAGE, &page, "zero page")?;
-            EntryPoint::Linux64 { entry, zero_page: layout::ZERO_PAGE.0 }
+            EntryPoint::Linux64 {
+                entry,
+                zero_page: layout::ZERO_PAGE.0,
+            }
         }
     };
     for (address, bytes) in regs::boot_blobs(&entry) {
@@ -171,5 +199,6 @@ fn write(
     bytes: &[u8],
     what: &'static str,
 ) -> Result<(), Error> {
-    ram.write_slice(bytes, address).map_err(Error::platform(what))
+    ram.write_slice(bytes, address)
+        .map_err(Error::platform(what))
 }

@@ -8,9 +8,7 @@ use std::io;
 use std::os::fd::FromRawFd;
 
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use ampoule_arch::layout;
 
@@ -100,18 +98,16 @@ pub(crate) fn allocate(config: &VmConfig) -> Result<GuestRam, MemoryError> {
         let region = map(size, file_offset, config)?;
         advise(&region, start, config.hugepages);
         offset += size;
-        let region = GuestRegionMmap::new(region, start)
-            .ok_or(MemoryError::OutOfRange { start: start.0, size })?;
+        let region = GuestRegionMmap::new(region, start).ok_or(MemoryError::OutOfRange {
+            start: start.0,
+            size,
+        })?;
         regions.push(region);
     }
     GuestRam::from_regions(regions).map_err(MemoryError::Regions)
 }
 
-fn map(
-    size: u64,
-    file: Option<FileOffset>,
-    config: &VmConfig,
-) -> Result<MmapRegion, MemoryError> {
+fn map(size: u64, file: Option<FileOffset>, config: &VmConfig) -> Result<MmapRegion, MemoryError> {
     let failed = |source: io::Error| map_error(source, size, config);
     let size = usize::try_from(size).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
     let map_once = || {
@@ -168,13 +164,21 @@ fn reservation(config: &VmConfig) -> libc::c_int {
 fn map_error(source: io::Error, size: u64, config: &VmConfig) -> MemoryError {
     match config.hugepages.pool_page_size() {
         Some(page) => no_huge_pages(source, page, config),
-        None => MemoryError::Map { size: MemorySize::bytes(size), source },
+        None => MemoryError::Map {
+            size: MemorySize::bytes(size),
+            source,
+        },
     }
 }
 
 fn no_huge_pages(source: io::Error, page: u64, config: &VmConfig) -> MemoryError {
-    let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/free_hugepages", page >> 10);
-    let free = std::fs::read_to_string(pool).ok().and_then(|text| text.trim().parse().ok());
+    let pool = format!(
+        "/sys/kernel/mm/hugepages/hugepages-{}kB/free_hugepages",
+        page >> 10
+    );
+    let free = std::fs::read_to_string(pool)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     MemoryError::NoHugePages {
         page: MemorySize::bytes(page),
         needed: config.memory.as_bytes().div_ceil(page),
@@ -201,10 +205,11 @@ fn memory_file(config: &VmConfig) -> Result<File, MemoryError> {
     }
     // SAFETY: `fd` was just returned by a successful call and is owned by nobody else.
     let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(config.memory.as_bytes()).map_err(|err| match err.raw_os_error() {
-        Some(libc::ENOMEM | libc::ENOSPC) => map_error(err, config.memory.as_bytes(), config),
-        _ => MemoryError::Memfd(err),
-    })?;
+    file.set_len(config.memory.as_bytes())
+        .map_err(|err| match err.raw_os_error() {
+            Some(libc::ENOMEM | libc::ENOSPC) => map_error(err, config.memory.as_bytes(), config),
+            _ => MemoryError::Memfd(err),
+        })?;
     Ok(file)
 }
 
@@ -228,8 +233,16 @@ fn advise(region: &MmapRegion, start: GuestAddress, pages: HugePages) {
     }
     // The first 2 MiB hold a few pages of tables, the stack of a boot protocol and little else: zeroing a huge page for
     // them would cost a tiny guest more than all of the rest of its start.
-    let skip = if start == GuestAddress(0) { THP_SIZE } else { 0 };
-    if let Some(size) = region.size().checked_sub(skip).filter(|size| *size >= THP_SIZE) {
+    let skip = if start == GuestAddress(0) {
+        THP_SIZE
+    } else {
+        0
+    };
+    if let Some(size) = region
+        .size()
+        .checked_sub(skip)
+        .filter(|size| *size >= THP_SIZE)
+    {
         // SAFETY: `skip + size` is the region's size, so that the range lies in the mapping that `region` owns;
         // MADV_HUGEPAGE does not change its contents.
         let result = unsafe { libc::madvise(base.add(skip).cast(), size, libc::MADV_HUGEPAGE) };
@@ -270,8 +283,12 @@ mod tests {
 
     #[test]
     fn transparent_huge_pages_have_their_alignment() {
-        let ram =
-            allocate(&config(64 << 20, HugePages::Transparent, MemoryBacking::Private)).unwrap();
+        let ram = allocate(&config(
+            64 << 20,
+            HugePages::Transparent,
+            MemoryBacking::Private,
+        ))
+        .unwrap();
         let base = ram.get_host_address(GuestAddress(0)).unwrap();
         assert_eq!(base.align_offset(THP_SIZE), 0);
     }
@@ -281,7 +298,16 @@ mod tests {
         // A petabyte of huge pages is in no pool.
         let config = config(1 << 45, HugePages::Huge2M, MemoryBacking::Private);
         let err = allocate(&config).unwrap_err();
-        assert!(matches!(err, MemoryError::NoHugePages { needed: 0x100_0000, .. }), "{err}");
+        assert!(
+            matches!(
+                err,
+                MemoryError::NoHugePages {
+                    needed: 0x100_0000,
+                    ..
+                }
+            ),
+            "{err}"
+        );
         assert!(err.remedy().unwrap().contains("nr_hugepages"));
     }
 }

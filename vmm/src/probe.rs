@@ -549,7 +549,10 @@ struct SignalMask {
 }
 
 mod ioctls {
-    #![allow(missing_docs, reason = "the macro makes a function that it cannot document")]
+    #![allow(
+        missing_docs,
+        reason = "the macro makes a function that it cannot document"
+    )]
 
     use super::{KVMIO, ioctl_iow_nr, kvm_signal_mask};
 

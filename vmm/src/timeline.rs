@@ -64,7 +64,11 @@ impl Timeline {
     }
 
     fn with_origin(origin: Instant) -> Self {
-        Self { origin, marks: Mutex::new(Vec::with_capacity(16)), dropped: AtomicU64::new(0) }
+        Self {
+            origin,
+            marks: Mutex::new(Vec::with_capacity(16)),
+            dropped: AtomicU64::new(0),
+        }
     }
 
     /// Marks a phase of the VMM as reached.
@@ -79,7 +83,10 @@ impl Timeline {
 
     /// The marks so far.
     pub fn marks(&self) -> Vec<Mark> {
-        self.marks.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.marks
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
     }
 
     /// How many marks found the timeline full.
@@ -88,20 +95,30 @@ impl Timeline {
     }
 
     fn mark(&self, source: MarkSource, name: Cow<'static, str>) {
-        let mut marks = self.marks.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut marks = self
+            .marks
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if marks.len() >= MAX_MARKS {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         // Taken under the lock, so that the order of the marks is that of their times.
         let at_us = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
-        marks.push(Mark { at_us, source, name });
+        marks.push(Mark {
+            at_us,
+            source,
+            name,
+        });
     }
 }
 
 /// CPU time of this process, all threads, user and system.
 fn process_cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid timespec that the call fills; the clock exists on every Linux.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     match result {
@@ -123,7 +140,10 @@ mod tests {
         assert_eq!(marks[0].name, "kvm-open");
         assert_eq!(marks[1].source, MarkSource::Guest);
         assert!(marks[0].at_us <= marks[1].at_us);
-        assert!(marks[0].at_us > 0, "a process uses more than a microsecond before main");
+        assert!(
+            marks[0].at_us > 0,
+            "a process uses more than a microsecond before main"
+        );
     }
 
     #[test]

@@ -39,7 +39,12 @@ pub struct VmBuilder {
 impl VmBuilder {
     /// A VM as `config` describes it.
     pub fn new(config: VmConfig) -> Self {
-        Self { config, timeline: None, serial: None, sources: Vec::new() }
+        Self {
+            config,
+            timeline: None,
+            serial: None,
+            sources: Vec::new(),
+        }
     }
 
     /// Uses a timeline that the program has begun already.
@@ -85,7 +90,12 @@ impl VmBuilder {
                 .map_err(Error::host("event"))?,
         };
         let machine = Machine::build(&blueprint)?;
-        Ok(Vm { blueprint, machine, console, sources: self.sources })
+        Ok(Vm {
+            blueprint,
+            machine,
+            console,
+            sources: self.sources,
+        })
     }
 }
 
@@ -108,7 +118,14 @@ impl Vm {
     /// For a program that has nothing else to do with its thread; it saves one. All others want [`Vm::start`].
     pub fn run(self) -> ExitReason {
         let handle = self.handle();
-        Control::new(self.blueprint, self.machine, handle, self.console, self.sources).run()
+        Control::new(
+            self.blueprint,
+            self.machine,
+            handle,
+            self.console,
+            self.sources,
+        )
+        .run()
     }
 
     /// Starts the VM, with a control thread of its own.

@@ -35,7 +35,9 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// if nobody tells it.
 pub const ACPI_RSDP: GuestAddress = GuestAddress(0xe_0000);
 /// The end of the space for ACPI tables, which starts at [`ACPI_RSDP`].
-pub const ACPI_END: GuestAddress = GuestAddress(HIGH_RAM_START);
+pub const ACPI_END: GuestAddress = RESET_VECTOR;
+/// Where a processor in real mode begins after a reset (F000:FFF0), the last 16 bytes below 1 MiB.
+pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 /// Where RAM continues above the legacy hole, and the lowest address for a kernel.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 

@@ -96,7 +96,9 @@ impl VmConfig {
     pub fn full_cmdline(&self) -> String {
         match self.append.as_deref().map(str::trim) {
             None | Some("") => self.cmdline.trim().to_owned(),
-            Some(append) => format!("{} {append}", self.cmdline.trim()).trim_start().to_owned(),
+            Some(append) => format!("{} {append}", self.cmdline.trim())
+                .trim_start()
+                .to_owned(),
         }
     }
 }

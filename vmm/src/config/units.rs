@@ -69,8 +69,11 @@ impl FromStr for MemorySize {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let malformed =
-            || UnitError::Malformed { text: text.into(), what: "size", examples: SIZE_EXAMPLES };
+        let malformed = || UnitError::Malformed {
+            text: text.into(),
+            what: "size",
+            examples: SIZE_EXAMPLES,
+        };
         let (number, unit) = split_number(text).ok_or_else(malformed)?;
         let shift = match unit.to_ascii_lowercase().as_str() {
             "" | "b" => 0,
@@ -85,7 +88,10 @@ impl FromStr for MemorySize {
             .ok()
             .and_then(|n| n.checked_mul(1 << shift))
             .map(Self)
-            .ok_or_else(|| UnitError::TooLarge { text: text.into(), what: "size" })
+            .ok_or_else(|| UnitError::TooLarge {
+                text: text.into(),
+                what: "size",
+            })
     }
 }
 
@@ -97,7 +103,10 @@ impl From<MemorySize> for String {
 
 /// A file may hold a size as text or as a plain number of bytes.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a size such as \"512M\" or \"2G\", or a number of bytes")]
+#[serde(
+    untagged,
+    expecting = "a size such as \"512M\" or \"2G\", or a number of bytes"
+)]
 enum SizeRepr {
     Bytes(u64),
     Text(String),
@@ -170,7 +179,10 @@ impl FromStr for Span {
             .and_then(|n| n.checked_mul(unit_ms))
             .filter(|ms| *ms <= LONGEST_MS)
             .map(|ms| Self(Duration::from_millis(ms)))
-            .ok_or_else(|| UnitError::TooLarge { text: text.into(), what: "duration" })
+            .ok_or_else(|| UnitError::TooLarge {
+                text: text.into(),
+                what: "duration",
+            })
     }
 }
 
@@ -190,7 +202,9 @@ impl From<Span> for String {
 
 /// Splits `512M` into `512` and `M`; `None` without leading digits.
 fn split_number(text: &str) -> Option<(&str, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     (end > 0).then(|| text.split_at(end))
 }
 
@@ -209,7 +223,11 @@ mod tests {
             ("1T", 1 << 40),
             ("4096", 4096),
         ] {
-            assert_eq!(text.parse::<MemorySize>().unwrap().as_bytes(), bytes, "{text}");
+            assert_eq!(
+                text.parse::<MemorySize>().unwrap().as_bytes(),
+                bytes,
+                "{text}"
+            );
         }
     }
 
@@ -219,19 +237,34 @@ mod tests {
             let err = text.parse::<MemorySize>().unwrap_err();
             assert!(err.to_string().contains("512M"), "{text}: {err}");
         }
-        assert!(matches!("99999999999999999999".parse::<MemorySize>(), Err(UnitError::TooLarge { .. })));
-        assert!(matches!("16777216T".parse::<MemorySize>(), Err(UnitError::TooLarge { .. })));
+        assert!(matches!(
+            "99999999999999999999".parse::<MemorySize>(),
+            Err(UnitError::TooLarge { .. })
+        ));
+        assert!(matches!(
+            "16777216T".parse::<MemorySize>(),
+            Err(UnitError::TooLarge { .. })
+        ));
     }
 
     #[test]
     fn durations_need_a_unit() {
-        assert_eq!("5s".parse::<Span>().unwrap().as_duration(), Duration::from_secs(5));
+        assert_eq!(
+            "5s".parse::<Span>().unwrap().as_duration(),
+            Duration::from_secs(5)
+        );
         assert_eq!("90m".parse::<Span>().unwrap().to_string(), "90m");
         assert_eq!("1500ms".parse::<Span>().unwrap().to_string(), "1500ms");
         for text in ["5", "s", "", "-1s", "1.5s"] {
-            assert!(matches!(text.parse::<Span>(), Err(UnitError::Malformed { .. })), "{text}");
+            assert!(
+                matches!(text.parse::<Span>(), Err(UnitError::Malformed { .. })),
+                "{text}"
+            );
         }
-        assert!(matches!("99999999999h".parse::<Span>(), Err(UnitError::TooLarge { .. })));
+        assert!(matches!(
+            "99999999999h".parse::<Span>(),
+            Err(UnitError::TooLarge { .. })
+        ));
     }
 
     proptest! {

@@ -83,7 +83,10 @@ impl VmConfig {
         let cmdline = self.full_cmdline();
         let max = layout::CMDLINE_MAX - 1;
         if cmdline.len() > max {
-            return Err(ConfigError::CmdlineTooLong { length: cmdline.len(), max });
+            return Err(ConfigError::CmdlineTooLong {
+                length: cmdline.len(),
+                max,
+            });
         }
         if let Some(offset) = cmdline.bytes().position(|byte| byte == 0) {
             return Err(ConfigError::CmdlineNul { offset });
@@ -119,7 +122,10 @@ mod tests {
     use super::*;
 
     fn good() -> VmConfig {
-        VmConfig { kernel: Some("k".into()), ..VmConfig::default() }
+        VmConfig {
+            kernel: Some("k".into()),
+            ..VmConfig::default()
+        }
     }
 
     #[test]
@@ -134,33 +140,72 @@ mod tests {
             let config = VmConfig { cpus, ..good() };
             assert_eq!(config.validate(), Err(ConfigError::Cpus { cpus }));
         }
-        assert_eq!(VmConfig { cpus: MAX_CPUS, ..good() }.validate(), Ok(()));
+        assert_eq!(
+            VmConfig {
+                cpus: MAX_CPUS,
+                ..good()
+            }
+            .validate(),
+            Ok(())
+        );
     }
 
     #[test]
     fn memory_is_bounded_and_whole() {
         for memory in [0, 1 << 20, (16 << 20) - 4096, u64::MAX, u64::MAX - 4095] {
-            let config = VmConfig { memory: MemorySize::bytes(memory), ..good() };
-            assert!(matches!(config.validate(), Err(ConfigError::MemoryRange { .. })), "{memory}");
+            let config = VmConfig {
+                memory: MemorySize::bytes(memory),
+                ..good()
+            };
+            assert!(
+                matches!(config.validate(), Err(ConfigError::MemoryRange { .. })),
+                "{memory}"
+            );
         }
-        let odd = VmConfig { memory: MemorySize::bytes((64 << 20) + 1), ..good() };
-        assert!(matches!(odd.validate(), Err(ConfigError::MemoryAlignment { .. })));
+        let odd = VmConfig {
+            memory: MemorySize::bytes((64 << 20) + 1),
+            ..good()
+        };
+        assert!(matches!(
+            odd.validate(),
+            Err(ConfigError::MemoryAlignment { .. })
+        ));
         let huge = VmConfig {
             memory: MemorySize::mib(65),
             hugepages: HugePages::Huge2M,
             ..good()
         };
         let err = huge.validate().unwrap_err();
-        assert_eq!(err.remedy().as_deref(), Some("use for instance --memory 64M"));
+        assert_eq!(
+            err.remedy().as_deref(),
+            Some("use for instance --memory 64M")
+        );
     }
 
     #[test]
     fn the_command_line_is_bounded() {
         let longest = "x".repeat(layout::CMDLINE_MAX - 1);
-        assert_eq!(VmConfig { cmdline: longest.clone(), ..good() }.validate(), Ok(()));
-        let config = VmConfig { cmdline: longest, append: Some("y".into()), ..good() };
-        assert!(matches!(config.validate(), Err(ConfigError::CmdlineTooLong { .. })));
-        let nul = VmConfig { cmdline: "a\0b".into(), ..good() };
+        assert_eq!(
+            VmConfig {
+                cmdline: longest.clone(),
+                ..good()
+            }
+            .validate(),
+            Ok(())
+        );
+        let config = VmConfig {
+            cmdline: longest,
+            append: Some("y".into()),
+            ..good()
+        };
+        assert!(matches!(
+            config.validate(),
+            Err(ConfigError::CmdlineTooLong { .. })
+        ));
+        let nul = VmConfig {
+            cmdline: "a\0b".into(),
+            ..good()
+        };
         assert_eq!(nul.validate(), Err(ConfigError::CmdlineNul { offset: 1 }));
     }
 }

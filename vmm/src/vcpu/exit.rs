@@ -2,7 +2,9 @@
 
 use std::ptr::NonNull;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+};
 use kvm_ioctls::VcpuExit;
 
 use ampoule_devices::bus::Bus;
@@ -46,7 +48,9 @@ impl Vcpu {
             }
             Ok(VcpuExit::InternalError) => FailureKind::internal_error(shared),
             Ok(VcpuExit::FailEntry(reason, _)) => FailureKind::EntryRefused { reason },
-            Ok(other) => FailureKind::UnexpectedExit { name: format!("{other:?}") },
+            Ok(other) => FailureKind::UnexpectedExit {
+                name: format!("{other:?}"),
+            },
             Err(err) => FailureKind::RunFailed { errno: err.errno() },
         };
         Some(ExitReason::VcpuFailed(Box::new(self.failure(kind))))

@@ -62,17 +62,23 @@ impl FailureKind {
         if internal.suberror != KVM_INTERNAL_ERROR_EMULATION {
             let count = (internal.ndata as usize).min(internal.data.len());
             let data = internal.data[..count].to_vec();
-            return Self::InternalError { suberror: internal.suberror, data };
+            return Self::InternalError {
+                suberror: internal.suberror,
+                data,
+            };
         }
         let has_bytes = emulation.ndata >= 1
-            && emulation.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
+            && emulation.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)
+                != 0;
         // SAFETY: the flag just checked says that the instruction's fields are filled in; they are plain bytes.
         let instruction = unsafe { emulation.__bindgen_anon_1.__bindgen_anon_1 };
         let size = match has_bytes {
             true => usize::from(instruction.insn_size).min(instruction.insn_bytes.len()),
             false => 0,
         };
-        Self::Emulation { bytes: instruction.insn_bytes[..size].to_vec() }
+        Self::Emulation {
+            bytes: instruction.insn_bytes[..size].to_vec(),
+        }
     }
 }
 
@@ -84,11 +90,18 @@ impl fmt::Display for FailureKind {
                 write!(f, "KVM reports internal error {suberror} with {data:x?}")
             }
             Self::EntryRefused { reason } => {
-                write!(f, "the processor refused the guest's state (reason {reason:#x})")
+                write!(
+                    f,
+                    "the processor refused the guest's state (reason {reason:#x})"
+                )
             }
             Self::UnexpectedExit { name } => write!(f, "KVM returned with {name}"),
             Self::RunFailed { errno } => {
-                write!(f, "KVM_RUN failed: {}", io::Error::from_raw_os_error(*errno))
+                write!(
+                    f,
+                    "KVM_RUN failed: {}",
+                    io::Error::from_raw_os_error(*errno)
+                )
             }
         }
     }
@@ -128,12 +141,40 @@ pub struct Registers {
 impl fmt::Display for Registers {
     /// Four lines, without a final line feed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rip, rflags, rsp, rbp, rax, rbx, rcx, rdx, rsi, rdi, cr0, cr2, cr3, cr4, .. } =
-            self;
-        writeln!(f, "rip {rip:016x}  rsp {rsp:016x}  rbp {rbp:016x}  rflags {rflags:08x}")?;
-        writeln!(f, "rax {rax:016x}  rbx {rbx:016x}  rcx {rcx:016x}  rdx {rdx:016x}")?;
-        writeln!(f, "rsi {rsi:016x}  rdi {rdi:016x}  cs {:04x}  ss {:04x}", self.cs, self.ss)?;
-        write!(f, "cr0 {cr0:08x}  cr2 {cr2:016x}  cr3 {cr3:016x}  cr4 {cr4:08x}")?;
+        let Self {
+            rip,
+            rflags,
+            rsp,
+            rbp,
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            cr0,
+            cr2,
+            cr3,
+            cr4,
+            ..
+        } = self;
+        writeln!(
+            f,
+            "rip {rip:016x}  rsp {rsp:016x}  rbp {rbp:016x}  rflags {rflags:08x}"
+        )?;
+        writeln!(
+            f,
+            "rax {rax:016x}  rbx {rbx:016x}  rcx {rcx:016x}  rdx {rdx:016x}"
+        )?;
+        writeln!(
+            f,
+            "rsi {rsi:016x}  rdi {rdi:016x}  cs {:04x}  ss {:04x}",
+            self.cs, self.ss
+        )?;
+        write!(
+            f,
+            "cr0 {cr0:08x}  cr2 {cr2:016x}  cr3 {cr3:016x}  cr4 {cr4:08x}"
+        )?;
         write!(f, "  efer {:04x}", self.efer)
     }
 }
@@ -190,7 +231,9 @@ impl Vcpu {
             _ => Vec::new(),
         };
         if instruction.is_empty() {
-            instruction = registers.map(|regs| self.bytes_at_rip(&regs)).unwrap_or_default();
+            instruction = registers
+                .map(|regs| self.bytes_at_rip(&regs))
+                .unwrap_or_default();
         }
         VcpuFailure {
             vcpu: self.index,
@@ -262,7 +305,10 @@ mod tests {
         let failure = VcpuFailure {
             vcpu: 1,
             kind: FailureKind::Emulation { bytes: vec![0xcc] },
-            registers: Some(Registers { rip: 0x10_0042, ..Registers::default() }),
+            registers: Some(Registers {
+                rip: 0x10_0042,
+                ..Registers::default()
+            }),
             instruction: vec![0xcc, 0x90],
             software_kvm: Some("kvm_pvm".into()),
         };

@@ -106,7 +106,12 @@ unsafe impl Send for Vcpu {}
 impl Vcpu {
     fn new(index: u32, mut fd: VcpuFd, context: VcpuContext) -> Self {
         let shared = NonNull::from(fd.get_kvm_run());
-        Self { index, fd, shared, context }
+        Self {
+            index,
+            fd,
+            shared,
+            context,
+        }
     }
 
     /// Starts the thread that runs this vCPU.
@@ -125,7 +130,11 @@ impl Vcpu {
                     self
                 })?
         };
-        Ok(VcpuThread { stop, shared, thread })
+        Ok(VcpuThread {
+            stop,
+            shared,
+            thread,
+        })
     }
 
     /// Runs until told to stop; a panic in a device ends the VM, not the process.

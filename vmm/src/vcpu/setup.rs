@@ -22,9 +22,11 @@ pub(crate) struct VcpuTemplate {
 impl VcpuTemplate {
     pub(crate) fn new(kvm: &Kvm, vcpus: u32) -> Result<Self, Error> {
         let supported = kvm.supported_cpuid()?;
-        let features = CpuidFeatures { tsc_deadline: kvm.has_tsc_deadline() };
-        let cpuid = CpuidTemplate::new(supported.as_slice(), vcpus, features)
-            .map_err(VcpuError::Cpuid)?;
+        let features = CpuidFeatures {
+            tsc_deadline: kvm.has_tsc_deadline(),
+        };
+        let cpuid =
+            CpuidTemplate::new(supported.as_slice(), vcpus, features).map_err(VcpuError::Cpuid)?;
         let msrs = Msrs::from_entries(&msr::boot_msrs())
             .map_err(|err| Error::platform("model-specific registers")(FamError(err)))?;
         Ok(Self { cpuid, msrs })
@@ -39,15 +41,25 @@ impl VcpuTemplate {
         context: VcpuContext,
     ) -> Result<Vcpu, Error> {
         let refused = |what: &'static str| {
-            move |source: errno::Error| VcpuError::State { index, what, source: source.into() }
+            move |source: errno::Error| VcpuError::State {
+                index,
+                what,
+                source: source.into(),
+            }
         };
         let cpuid = CpuId::from_entries(&self.cpuid.for_vcpu(index))
             .map_err(|err| Error::platform("CPUID")(FamError(err)))?;
         fd.set_cpuid2(&cpuid).map_err(refused("CPUID"))?;
 
-        let set = fd.set_msrs(&self.msrs).map_err(refused("model-specific registers"))?;
+        let set = fd
+            .set_msrs(&self.msrs)
+            .map_err(refused("model-specific registers"))?;
         if let Some(entry) = self.msrs.as_slice().get(set) {
-            return Err(VcpuError::Msr { index, msr: entry.index }.into());
+            return Err(VcpuError::Msr {
+                index,
+                msr: entry.index,
+            }
+            .into());
         }
         let mut lapic = fd.get_lapic().map_err(refused("local APIC"))?;
         lapic::set_lint(&mut lapic);
@@ -55,9 +67,12 @@ impl VcpuTemplate {
 
         if let Some(entry) = entry {
             let sregs = fd.get_sregs().map_err(refused("segment registers"))?;
-            fd.set_sregs(&regs::sregs(sregs, entry)).map_err(refused("segment registers"))?;
-            fd.set_regs(&regs::regs(entry)).map_err(refused("registers"))?;
-            fd.set_fpu(&regs::fpu()).map_err(refused("floating point registers"))?;
+            fd.set_sregs(&regs::sregs(sregs, entry))
+                .map_err(refused("segment registers"))?;
+            fd.set_regs(&regs::regs(entry))
+                .map_err(refused("registers"))?;
+            fd.set_fpu(&regs::fpu())
+                .map_err(refused("floating point registers"))?;
         }
         Ok(Vcpu::new(index, fd, context))
     }

@@ -385,7 +385,7 @@ fn what_acpi_cannot_say_is_refused() {
     let huge = port(DeviceKind::Custom(vec![0xa3; 0x2_0000]), 0, 0, None);
     assert!(matches!(
         refuse(1, &[huge]),
-        AcpiError::TooLarge { max: 0x2_0000, .. }
+        AcpiError::TooLarge { max: 0x1_fff0, .. }
     ));
 }
 
