@@ -21,6 +21,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use self::image::FileSet;
+use crate::host::last_lines;
+use crate::say;
 
 /// Debian packages this back end needs.
 pub(crate) const PACKAGES: &[&str] = &[
@@ -44,9 +47,9 @@ pub(crate) const PACKAGES: &[&str] = &[
 /// The agent's serial port inside the lab host.
 pub(crate) const AGENT_PORT: &str = "/dev/ttyS1";
 
-/// How long the machine may take to its agent, several times what it takes when two builds run
-/// beside it.
-const START_LIMIT: Duration = Duration::from_secs(300);
+/// How long the machine may take to its agent: many times what it takes where it has a processor
+/// to itself, for builds and other tests may run beside it.
+const START_LIMIT: Duration = Duration::from_secs(600);
 
 /// What the init script says on the agent's port before it becomes the agent.
 const READY: &str = "lab-host-ready";
@@ -139,6 +142,8 @@ pub(crate) fn start(config: &BochsConfig<'_>) -> Result<Bochs> {
         ])
         .current_dir(run_dir)
         .env("TERM", "vt100")
+        // Out of reach of a ^C that is meant for a command in the lab.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(screen.try_clone()?)
         .stderr(screen)
@@ -272,25 +277,10 @@ fn check(process: &mut Guard, deadline: Instant, run_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `what`, with the last lines of the console and where the rest is.
+/// `what`, with the emulator's last words.
 fn problem(what: &str, run_dir: &Path) -> String {
-    let mut text = format!(
-        "{what}; see console.log, bochs.log and screen.log in {}",
-        run_dir.display()
-    );
-    for log in ["console.log", "bochs.log"] {
-        let content = fs::read(run_dir.join(log)).unwrap_or_default();
-        let content = String::from_utf8_lossy(&content);
-        let lines: Vec<&str> = content
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        for line in &lines[lines.len().saturating_sub(5)..] {
-            text.push_str("\n  ");
-            text.push_str(line);
-        }
-    }
-    text
+    let words = last_lines(&run_dir.join("bochs.log"));
+    format!("{what}; bochs.log and screen.log say more{words}")
 }
 
 /// The configuration of the machine. Paths are relative to the run folder, as Bochs' syntax has no
@@ -343,12 +333,8 @@ fn make_cd(config: &BochsConfig<'_>) -> Result<()> {
         .into_iter()
         .find(|path| path.exists())
         .context("no /bin/busybox (Debian package busybox-static)")?;
-    initramfs::write(
-        &folder.join("initrd"),
-        busybox,
-        config.modules,
-        &agent_script(config.agent),
-    )?;
+    let initramfs = initramfs::make(busybox, config.modules, &agent_script(config.agent))?;
+    fs::write(folder.join("initrd"), initramfs).context("cannot write the initramfs")?;
     fs::write(
         folder.join("isolinux.cfg"),
         format!(
@@ -406,7 +392,12 @@ fn make_tree(config: &BochsConfig<'_>) -> Result<()> {
         files.add(Path::new(agent));
     }
     for path in config.paths {
-        files.add(path);
+        if !files.add(path) {
+            let path = path.display();
+            say::say(format!(
+                "{path} is too large for the Intel lab host; it is empty there"
+            ));
+        }
     }
     files.write_image(
         &config.run_dir.join("tree.img"),

@@ -33,6 +33,9 @@ const COMMON: &str = "\
 /// own. Such folders are left out unless a path inside is named.
 const CACHE_TAG: &str = "CACHEDIR.TAG";
 
+/// The most bytes a folder may hold that is added with all it holds: a few seconds of copying.
+const LARGEST_FOLDER: u64 = 1 << 30;
+
 /// A set of paths of this machine, closed under what opening them needs: parent folders, targets of
 /// symbolic links, and (for programs) interpreters and shared libraries.
 #[derive(Debug, Default)]
@@ -77,45 +80,64 @@ impl FileSet {
     }
 
     /// Adds the file `path`, or the folder with what it holds, under its absolute name. What does
-    /// not exist is not added.
-    pub(super) fn add(&mut self, path: &Path) {
+    /// not exist is not added; of a folder that holds more than [`LARGEST_FOLDER`], only the name,
+    /// and the answer is `false`.
+    pub(super) fn add(&mut self, path: &Path) -> bool {
         let Some(real) = self.insert_name(path) else {
-            return;
+            return true;
         };
         let Ok(metadata) = fs::metadata(&real) else {
-            return;
+            return true;
         };
         if metadata.is_dir() {
-            self.add_folder(&real);
+            let mut content = Self::default();
+            let mut room = LARGEST_FOLDER;
+            if content
+                .add_folder(&real, metadata.dev(), &mut room)
+                .is_none()
+            {
+                return false;
+            }
+            self.paths.append(&mut content.paths);
+            self.programs.append(&mut content.programs);
         } else if metadata.is_file() && is_program(&real) {
             self.programs.insert(real);
         }
+        true
     }
 
-    fn add_folder(&mut self, folder: &Path) {
+    /// Adds what `folder` on file system `device` holds, or stops with `None` when it takes more
+    /// than `room` bytes.
+    fn add_folder(&mut self, folder: &Path, device: u64, room: &mut u64) -> Option<()> {
         let Ok(entries) = fs::read_dir(folder) else {
-            return;
+            return Some(());
         };
         for entry in entries.flatten() {
             let path = entry.path();
-            let Ok(kind) = entry.file_type() else {
+            let Ok(metadata) = entry.metadata() else {
                 continue;
             };
-            if kind.is_dir() {
-                if entry.file_name() != ".git" && !path.join(CACHE_TAG).exists() {
-                    self.paths.insert(path.clone());
-                    self.add_folder(&path);
+            if metadata.is_dir() {
+                self.paths.insert(path.clone());
+                let skipped = entry.file_name() == ".git"
+                    || metadata.dev() != device
+                    || path.join(CACHE_TAG).exists();
+                if !skipped {
+                    self.add_folder(&path, device, room)?;
                 }
-            } else if kind.is_symlink() {
+            } else if metadata.is_symlink() {
                 // A link to a folder brings its name only, or one link to / would bring everything.
                 match fs::metadata(&path) {
-                    Ok(target) if target.is_file() => self.add(&path),
+                    Ok(target) if target.is_file() => drop(self.add(&path)),
                     _ => drop(self.insert_name(&path)),
                 }
-            } else if kind.is_file() {
+            } else if metadata.is_file() {
+                // A small file takes a block and an inode.
+                *room = room.checked_sub(metadata.len() + 4096)?;
                 self.add(&path);
             }
         }
+        Some(())
     }
 
     /// Adds the names on the way to `path`: parent folders, links and what they point to, the last
@@ -362,6 +384,7 @@ mod tests {
         assert!(set.paths.contains(&root.join("kept/file")));
         assert!(!set.paths.contains(&root.join("target/file")));
         assert!(!set.paths.contains(&root.join(".git/file")));
+        assert!(set.paths.contains(&root.join(".git")), "its name");
         set.add(&root.join("target/file"));
         assert!(set.paths.contains(&root.join("target/file")));
     }

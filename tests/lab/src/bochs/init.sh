@@ -47,8 +47,13 @@ mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /tree/dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /tree/dev/shm
 [ -c /tree/dev/net/tun ] || mknod /tree/dev/net/tun c 10 200
 chmod 666 /tree/dev/kvm /tree/dev/net/tun
+ln -sf /proc/self/fd /tree/dev/fd
+ln -sf /proc/self/fd/0 /tree/dev/stdin
+ln -sf /proc/self/fd/1 /tree/dev/stdout
+ln -sf /proc/self/fd/2 /tree/dev/stderr
 mount -t proc proc /tree/proc
 mount -t sysfs sys /tree/sys
+mount -t cgroup2 cgroup2 /tree/sys/fs/cgroup 2>/dev/null
 mount -t tmpfs -o mode=755 tmpfs /tree/run
 hostname lab-intel
 ip link set lo up
