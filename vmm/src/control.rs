@@ -239,7 +239,9 @@ impl Control {
     }
 
     fn input_is_ready(&self) -> bool {
-        matches!(self.input, Interest::Always(_)) && self.pending.is_empty()
+        matches!(self.input, Interest::Always(_))
+            && self.pending.is_empty()
+            && self.console.input_fd().is_some()
     }
 
     /// Gives the guest the input it has room for, and reads more when it has taken all of it.
