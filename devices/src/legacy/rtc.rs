@@ -486,6 +486,18 @@ mod tests {
     }
 
     #[test]
+    fn a_century_is_a_leap_year_when_it_is_the_fourth() {
+        for (century, day) in [(0x19, 0x28), (0x20, 0x29), (0x21, 0x28), (0x24, 0x29)] {
+            let rtc = Rtc::with_clock(ManualClock::at(LEAP_DAY));
+            put(&rtc, 7, 0x28);
+            put(&rtc, 9, 0);
+            put(&rtc, 0x32, century);
+            put(&rtc, 7, 0x29);
+            assert_eq!(fields(&rtc)[..4], [century, 0, 2, day]);
+        }
+    }
+
+    #[test]
     fn a_date_that_does_not_exist_is_shown_while_set_and_then_forgotten() {
         let rtc = Rtc::with_clock(ManualClock::at(LEAP_DAY));
         put(&rtc, 0x0b, 0x82);
