@@ -1,2 +1,82 @@
-//! cli
-fn main() {}
+//! `ampoule`: boot Linux in a microVM from the command line.
+//!
+//! Strings become typed configuration here and nowhere else, and only here is anything printed, handled or exited. `run`
+//! and `doctor` hold the commands; `report` is the one printer of errors.
+
+mod args;
+mod config_file;
+mod doctor;
+mod logger;
+mod paint;
+mod report;
+mod run;
+mod signals;
+mod terminal;
+mod timeline;
+mod usage;
+
+use std::ffi::OsStr;
+use std::process::ExitCode;
+
+use ampoule_vmm::Timeline;
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use report::Failure;
+
+/// `ampoule` itself or the host failed.
+const EXIT_FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    // First of all: the timeline starts with the process.
+    let timeline = Timeline::since_process_start();
+    let code = dispatch(timeline).unwrap_or_else(|failure| {
+        failure.print();
+        EXIT_FAILURE
+    });
+    ExitCode::from(code)
+}
+
+fn dispatch(timeline: Timeline) -> Result<u8, Failure> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(err) => {
+            let command = std::env::args_os().nth(1);
+            return usage::finish(&err, command.as_deref().and_then(OsStr::to_str));
+        }
+    };
+    let cannot_print =
+        |err: std::io::Error| Failure::new(format!("cannot print: {}", report::io_text(&err)));
+    match cli.command {
+        Command::Run(args) => run::run(*args, timeline),
+        Command::Doctor(args) => doctor::doctor(&args).map_err(cannot_print),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ampoule", &mut script);
+            print_bytes(&script).map_err(cannot_print)
+        }
+        Command::Man { command } => man_page(command.as_deref())
+            .and_then(|page| print_bytes(&page))
+            .map_err(cannot_print),
+    }
+}
+
+/// The manual page of `ampoule`, or of one of its commands.
+fn man_page(command: Option<&str>) -> std::io::Result<Vec<u8>> {
+    let mut ampoule = Cli::command();
+    ampoule.build();
+    let page_of = command
+        .and_then(|name| ampoule.find_subcommand(name))
+        .unwrap_or(&ampoule);
+    let source = concat!("ampoule ", env!("CARGO_PKG_VERSION"));
+    let mut page = Vec::new();
+    clap_mangen::Man::new(page_of.clone())
+        .source(source)
+        .render(&mut page)?;
+    Ok(page)
+}
+
+fn print_bytes(bytes: &[u8]) -> std::io::Result<u8> {
+    report::print_stdout(&String::from_utf8_lossy(bytes))?;
+    Ok(0)
+}

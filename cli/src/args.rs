@@ -1,0 +1,388 @@
+//! The command line: its flags, its help, and what becomes of them.
+//!
+//! A flag that says something about the VM has the name of the field of [`VmConfig`] that it sets, and is an `Option`: what
+//! is not given leaves the configuration file's value, or the default.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ampoule_vmm::config::{
+    HugePages, KernelEntry, MemoryBacking, MemorySize, OnReboot, SerialConfig, Span, VmConfig,
+};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser};
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use log::LevelFilter;
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::Error as ValueError;
+
+const GUEST: &str = "Guest";
+const MACHINE: &str = "Machine";
+const CONSOLE: &str = "Console";
+const LIFE: &str = "Life and death";
+const INSIGHT: &str = "Insight";
+const CONFIGURATION: &str = "Configuration";
+
+const MAIN_EXAMPLES: &str = "\
+Examples:
+  ampoule doctor                                  can this host run Linux guests?
+  ampoule run --kernel vmlinuz --initrd rootfs.cpio.gz
+  ampoule run --config vm.toml --memory 2G
+
+`ampoule run --help` explains every option.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  ampoule run --kernel /boot/vmlinuz-$(uname -r) --initrd initramfs.cpio.gz
+  ampoule run --kernel vmlinux --memory 2G --cpus 4 --append quiet
+  ampoule run --kernel vmlinuz --initrd test.cpio --serial file:console.log --timeout 60s
+  ampoule run --kernel vmlinuz --memory 1G --print-config > vm.toml
+  ampoule run --config vm.toml --timeline -
+
+Keys at the terminal: ^A x stops the VM, ^A c lists the keys, ^A ^A sends ^A to the guest.
+
+Exit status: 0 the guest powered off, or reset itself with --on-reboot exit; 124 --timeout; 125 \
+ampoule or the host failed; 134 the guest crashed (panic, triple fault, KVM internal error); \
+128 + N stopped because of signal N.";
+
+/// Boots Linux in a microVM.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ampoule",
+    version,
+    about = "Boot Linux in a microVM",
+    long_about = "Boot Linux in a microVM: a sealed glass capsule for a guest. Needs read and write \
+                  access to /dev/kvm, and nothing else.",
+    after_help = MAIN_EXAMPLES,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    subcommand_value_name = "COMMAND"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What `ampoule` can be asked to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a guest and wait for its end
+    ///
+    /// The guest's first serial port is the terminal. On a healthy run, all output is the guest's.
+    #[command(after_help = RUN_EXAMPLES, max_term_width = 100)]
+    Run(Box<RunArgs>),
+    /// Tell what this host offers to guests, and what to do about the rest
+    ///
+    /// Tiny probe guests execute what Linux needs. Nothing on the host is changed. The exit status is 0 only where Linux
+    /// guests will run, else 1.
+    #[command(max_term_width = 100)]
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    ///
+    /// For instance: ampoule completions bash > ~/.local/share/bash-completion/completions/ampoule
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print a manual page
+    ///
+    /// For instance: ampoule man run | man -l -
+    Man {
+        /// The command to print the page of, instead of the page of ampoule itself
+        #[arg(value_name = "COMMAND", value_parser = ["run", "doctor", "completions", "man"])]
+        command: Option<String>,
+    },
+}
+
+/// `ampoule doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `ampoule run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The kernel: an ELF vmlinux or a bzImage (vmlinuz)
+    #[arg(long, value_name = "PATH", help_heading = GUEST)]
+    kernel: Option<PathBuf>,
+    /// An initial RAM disk
+    #[arg(long, value_name = "PATH", help_heading = GUEST)]
+    initrd: Option<PathBuf>,
+    /// The whole kernel command line [default: console=ttyS0]
+    #[arg(long, value_name = "TEXT", help_heading = GUEST)]
+    cmdline: Option<String>,
+    /// More words for the end of the kernel command line
+    #[arg(long, value_name = "TEXT", help_heading = GUEST)]
+    append: Option<String>,
+    /// How the kernel is entered [default: auto]
+    #[arg(long, value_name = "HOW", help_heading = GUEST, value_parser = entry_parser())]
+    entry: Option<KernelEntry>,
+
+    /// Number of virtual CPUs [default: 1]
+    #[arg(long, value_name = "N", help_heading = MACHINE)]
+    cpus: Option<u32>,
+    /// Guest memory, 16M or more; units are powers of 1024 [default: 512M]
+    #[arg(long, value_name = "SIZE", help_heading = MACHINE)]
+    memory: Option<MemorySize>,
+    /// Pages that back guest memory [default: transparent]
+    #[arg(long, value_name = "PAGES", help_heading = MACHINE, value_parser = hugepages_parser())]
+    hugepages: Option<HugePages>,
+    /// Whether other processes can map guest memory [default: private]
+    #[arg(long, value_name = "KIND", help_heading = MACHINE, value_parser = backing_parser())]
+    memory_backing: Option<MemoryBacking>,
+
+    /// Where the guest's first serial port leads: stdio, null, file:PATH or socket:PATH [default: stdio]
+    #[arg(long, value_name = "WHERE", help_heading = CONSOLE, value_parser = ValueParser::new(SerialConfig::from_str))]
+    serial: Option<SerialConfig>,
+
+    /// What follows when the guest resets itself [default: exit]
+    #[arg(long, value_name = "WHAT", help_heading = LIFE, value_parser = on_reboot_parser())]
+    on_reboot: Option<OnReboot>,
+    /// Time that a guest has to power off after SIGTERM or SIGINT, such as 500ms or 5s [default: 5s]
+    #[arg(long, value_name = "TIME", help_heading = LIFE)]
+    grace: Option<Span>,
+    /// Stop the guest after this time, such as 60s or 5m, and exit with 124
+    #[arg(long, value_name = "TIME", help_heading = LIFE)]
+    timeout: Option<Span>,
+
+    /// Write when things happened to a JSON file, or with - as a table to standard output
+    #[arg(long, value_name = "FILE", help_heading = INSIGHT)]
+    timeline: Option<PathBuf>,
+    /// The least grave messages to print: off, error, warn, info, debug or trace [default: warn]
+    #[arg(long, value_name = "LEVEL", help_heading = INSIGHT, hide_possible_values = true, value_parser = log_level_parser())]
+    log_level: Option<LevelFilter>,
+
+    /// Read options from a TOML file, by the names they have here: kernel = "vmlinuz"
+    ///
+    /// An option that is given on the command line counts more than the file's. A relative path in the file starts at
+    /// the file's own directory.
+    #[arg(long, value_name = "FILE", help_heading = CONFIGURATION)]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the effective configuration as such a file, and do not run
+    #[arg(long, help_heading = CONFIGURATION)]
+    pub(crate) print_config: bool,
+}
+
+/// Everything that the flags of `ampoule run` and its file can say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RunConfig {
+    pub(crate) vm: VmConfig,
+    /// Where the timeline goes; `-` is the table on standard output.
+    pub(crate) timeline: Option<PathBuf>,
+    pub(crate) log_level: LevelFilter,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            vm: VmConfig::default(),
+            timeline: None,
+            log_level: LevelFilter::Warn,
+        }
+    }
+}
+
+impl RunArgs {
+    /// Puts what was given on the command line over `config`.
+    pub(crate) fn apply(self, config: &mut RunConfig) {
+        fn set<T>(field: &mut T, given: Option<T>) {
+            if let Some(given) = given {
+                *field = given;
+            }
+        }
+        let RunConfig {
+            vm,
+            timeline,
+            log_level,
+        } = config;
+        vm.kernel = self.kernel.or(vm.kernel.take());
+        vm.initrd = self.initrd.or(vm.initrd.take());
+        set(&mut vm.cmdline, self.cmdline);
+        vm.append = self.append.or(vm.append.take());
+        set(&mut vm.entry, self.entry);
+        set(&mut vm.cpus, self.cpus);
+        set(&mut vm.memory, self.memory);
+        set(&mut vm.hugepages, self.hugepages);
+        set(&mut vm.memory_backing, self.memory_backing);
+        set(&mut vm.serial, self.serial);
+        set(&mut vm.on_reboot, self.on_reboot);
+        set(&mut vm.grace, self.grace);
+        vm.timeout = self.timeout.or(vm.timeout.take());
+        *timeline = self.timeline.or(timeline.take());
+        set(log_level, self.log_level);
+    }
+}
+
+/// Reads an enumeration of the library by the names that it has in files.
+fn by_name<T: for<'de> Deserialize<'de>>(name: &str) -> Result<T, ValueError> {
+    T::deserialize(name.into_deserializer())
+}
+
+/// The names with what they mean.
+fn named<T>(names: &'static [(&'static str, &'static str)]) -> ValueParser
+where
+    T: for<'de> Deserialize<'de> + Clone + Send + Sync + 'static,
+{
+    let values = names
+        .iter()
+        .map(|(name, help)| PossibleValue::new(*name).help(*help));
+    PossibleValuesParser::new(values)
+        .try_map(|name| by_name::<T>(&name))
+        .into()
+}
+
+fn entry_parser() -> ValueParser {
+    named::<KernelEntry>(&[
+        (
+            "auto",
+            "A bzImage is decompressed on the host; PVH where the ELF has the note, else linux64",
+        ),
+        ("pvh", "An ELF by its PVH entry point"),
+        ("linux64", "An ELF by the 64-bit Linux boot protocol"),
+        (
+            "bzimage",
+            "A bzImage as it is: it decompresses itself in the guest",
+        ),
+    ])
+}
+
+fn hugepages_parser() -> ValueParser {
+    named::<HugePages>(&[
+        ("off", "Pages of 4 KiB only"),
+        (
+            "transparent",
+            "Transparent huge pages, as the host finds them",
+        ),
+        ("2M", "Pages of 2 MiB from the host's pool"),
+        ("1G", "Pages of 1 GiB from the host's pool"),
+    ])
+}
+
+fn backing_parser() -> ValueParser {
+    named::<MemoryBacking>(&[
+        ("private", "Anonymous memory of this process"),
+        ("shared", "A memfd, which other processes can map"),
+    ])
+}
+
+fn on_reboot_parser() -> ValueParser {
+    named::<OnReboot>(&[
+        ("exit", "The run ends with exit status 0"),
+        ("restart", "The guest boots again, in the same process"),
+    ])
+}
+
+/// The names of the levels, the gravest first.
+pub(crate) const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+fn log_level_parser() -> ValueParser {
+    PossibleValuesParser::new(LOG_LEVELS)
+        .try_map(|name| LevelFilter::from_str(&name))
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<RunConfig, clap::Error> {
+        let cli = Cli::try_parse_from(["ampoule", "run"].iter().chain(args))?;
+        let Command::Run(args) = cli.command else {
+            panic!("not run");
+        };
+        let mut config = RunConfig::default();
+        args.apply(&mut config);
+        Ok(config)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_given_is_the_default() {
+        assert_eq!(parse(&[]).unwrap(), RunConfig::default());
+    }
+
+    #[test]
+    fn every_flag_reaches_its_field() {
+        let args = "--kernel k --initrd i --cmdline c --append a --entry pvh --cpus 3 --memory 2G --hugepages 2M \
+                    --memory-backing shared --serial file:log --on-reboot restart --grace 1500ms --timeout 2m \
+                    --timeline t.json --log-level debug";
+        let args: Vec<_> = args.split_whitespace().collect();
+        let expected = RunConfig {
+            vm: VmConfig {
+                kernel: Some("k".into()),
+                initrd: Some("i".into()),
+                cmdline: "c".into(),
+                append: Some("a".into()),
+                entry: by_name("pvh").unwrap(),
+                cpus: 3,
+                memory: MemorySize::mib(2048),
+                hugepages: HugePages::Huge2M,
+                memory_backing: MemoryBacking::Shared,
+                serial: SerialConfig::File("log".into()),
+                on_reboot: OnReboot::Restart,
+                grace: "1500ms".parse().unwrap(),
+                timeout: Some("2m".parse().unwrap()),
+            },
+            timeline: Some("t.json".into()),
+            log_level: LevelFilter::Debug,
+        };
+        assert_eq!(parse(&args).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_value_that_is_none_is_refused() {
+        for args in [
+            ["--memory", "12X"],
+            ["--cpus", "many"],
+            ["--grace", "5"],
+            ["--serial", "pty"],
+            ["--hugepages", "4K"],
+            ["--entry", "bios"],
+            ["--on-reboot", "sleep"],
+            ["--log-level", "loud"],
+        ] {
+            assert!(parse(&args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn an_option_given_twice_is_refused() {
+        let err = parse(&["--cpus", "1", "--cpus", "2"]).unwrap_err();
+        assert_eq!(err.kind(), clap::error::ErrorKind::ArgumentConflict);
+    }
+
+    /// Every value that help offers is one that the library knows.
+    #[test]
+    fn offered_values_are_accepted() {
+        let command = Cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        let mut offered = 0;
+        for arg in run.get_arguments() {
+            for value in arg.get_possible_values() {
+                let Some(flag) = arg
+                    .get_long()
+                    .filter(|_| arg.get_num_args().is_none_or(|n| n.takes_values()))
+                else {
+                    continue;
+                };
+                if arg.get_action().takes_values() {
+                    let args = [&format!("--{flag}"), value.get_name()];
+                    assert!(parse(&args).is_ok(), "{args:?}");
+                    offered += 1;
+                }
+            }
+        }
+        assert!(offered > 15, "{offered}");
+    }
+}

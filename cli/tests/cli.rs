@@ -1,0 +1,322 @@
+//! The binary as a person meets it, without a VM: help, mistakes, configuration files, generated texts, the doctor.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+/// Runs the binary with these arguments and with nothing to read.
+fn ampoule(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ampoule"))
+        .args(args)
+        .stdin(Stdio::null())
+        .env_remove("NO_COLOR")
+        .output()
+        .expect("the binary runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// A mistake: 125, one complaint on standard error, nothing on standard output.
+fn complaint(args: &[&str]) -> String {
+    let output = ampoule(args);
+    assert_eq!(output.status.code(), Some(125), "{args:?}: {output:?}");
+    assert_eq!(stdout(&output), "", "{args:?}");
+    let text = stderr(&output);
+    assert!(text.starts_with("error: "), "{args:?}: {text}");
+    assert!(!text.contains("(os error"), "{args:?}: {text}");
+    assert!(text.lines().count() <= 2, "one error, one help: {text}");
+    text
+}
+
+/// A directory of one test, removed in the end.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(test: &str) -> Self {
+        let name = format!("ampoule-cli-{}-{test}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("a directory for the test");
+        Self(path)
+    }
+
+    fn file(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).expect("a file for the test");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn help_reads_well() {
+    let output = ampoule(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = stdout(&output);
+    for word in [
+        "run",
+        "doctor",
+        "completions",
+        "man",
+        "Examples:",
+        "--version",
+    ] {
+        assert!(text.contains(word), "{word} is not in\n{text}");
+    }
+    let text = stdout(&ampoule(&["run", "--help"]));
+    let headings = [
+        "\nGuest:\n",
+        "\nMachine:\n",
+        "\nConsole:\n",
+        "\nLife and death:\n",
+        "\nInsight:\n",
+        "\nConfiguration:\n",
+        "\nExamples:\n",
+    ];
+    let mut from = 0;
+    for heading in headings {
+        let at = text[from..].find(heading);
+        from += at.unwrap_or_else(|| panic!("{heading:?} is missing or out of order in\n{text}"));
+    }
+    for line in text.lines() {
+        assert!(line.chars().count() <= 100, "too wide: {line}");
+    }
+    for flag in "kernel initrd cmdline append entry cpus memory hugepages memory-backing serial on-reboot grace timeout \
+                 timeline config print-config log-level"
+        .split_whitespace()
+    {
+        assert!(text.contains(&format!("--{flag}")), "--{flag} is not in\n{text}");
+    }
+    for code in ["124", "125", "134", "128 + N"] {
+        assert!(text.contains(code), "exit status {code} is not in\n{text}");
+    }
+}
+
+#[test]
+fn the_version_is_the_package_s() {
+    let output = ampoule(&["--version"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(
+        stdout(&output),
+        concat!("ampoule ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+}
+
+#[test]
+fn nothing_to_do_is_a_mistake_that_shows_help() {
+    let output = ampoule(&[]);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(stderr(&output).contains("Usage: ampoule"));
+}
+
+#[test]
+fn wrong_flags_name_the_nearest() {
+    assert_eq!(
+        complaint(&["run", "--kernal", "x"]),
+        "error: unexpected argument '--kernal' found\nhelp: did you mean \"--kernel\"?\n"
+    );
+    assert!(complaint(&["rum"]).contains("did you mean \"run\"?"));
+    assert!(complaint(&["run", "--on-reboot", "restrat"]).contains("did you mean \"restart\"?"));
+}
+
+#[test]
+fn wrong_values_are_refused_with_examples() {
+    assert!(complaint(&["run", "--memory", "12X"]).contains("512M"));
+    assert!(complaint(&["run", "--timeout", "5"]).contains("500ms"));
+    assert!(complaint(&["run", "--serial", "pty"]).contains("socket:PATH"));
+    assert!(complaint(&["run", "--cpus", "-1"]).starts_with("error: "));
+    assert!(complaint(&["run", "--cpus", "1", "--cpus", "2"]).contains("--cpus"));
+    assert!(complaint(&["doctor", "--jsn"]).contains("did you mean \"--json\"?"));
+}
+
+#[test]
+fn what_cannot_be_a_vm_is_refused_before_anything_starts() {
+    assert!(complaint(&["run"]).contains("help: name one: --kernel"));
+    assert!(complaint(&["run", "--kernel", "x", "--cpus", "0"]).contains("not 0"));
+    assert!(complaint(&["run", "--kernel", "x", "--memory", "1M"]).contains("1M"));
+    assert!(complaint(&["run", "--kernel", "x", "--memory", "16777215T"]).contains("out of range"));
+    let long = "x".repeat(70_000);
+    assert!(complaint(&["run", "--kernel", "x", "--cmdline", &long]).contains("70000 bytes"));
+}
+
+#[test]
+fn a_timeline_that_cannot_be_written_is_told_first() {
+    let text = complaint(&["run", "--kernel", "x", "--timeline", "/no/such/dir/t.json"]);
+    assert!(text.contains("/no/such/dir/t.json"), "{text}");
+    assert!(text.contains("no such file or directory"), "{text}");
+}
+
+#[test]
+fn a_file_and_flags_make_one_configuration() {
+    let directory = Directory::new("effective");
+    let file = directory.file(
+        "vm.toml",
+        "kernel = \"/boot/k\"\ncpus = 2\nmemory = \"1G\"\n",
+    );
+    let output = ampoule(&["run", "--config", &file, "--cpus", "4", "--print-config"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let printed = stdout(&output);
+    for line in [
+        "kernel = \"/boot/k\"",
+        "cpus = 4",
+        "memory = \"1G\"",
+        "on-reboot = \"exit\"",
+    ] {
+        assert!(
+            printed.lines().any(|l| l == line),
+            "{line} is not in\n{printed}"
+        );
+    }
+    let again = directory.file("again.toml", &printed);
+    assert_eq!(
+        stdout(&ampoule(&["run", "--config", &again, "--print-config"])),
+        printed
+    );
+}
+
+#[test]
+fn a_configuration_without_a_kernel_can_be_printed_and_a_wrong_one_cannot() {
+    assert_eq!(ampoule(&["run", "--print-config"]).status.code(), Some(0));
+    assert!(
+        complaint(&["run", "--print-config", "--kernel", "k", "--cpus", "0"]).contains("vCPUs")
+    );
+}
+
+#[test]
+fn mistakes_in_a_file_are_told_with_their_place() {
+    let directory = Directory::new("mistakes");
+    let cases: [(&str, &str, &str); 6] = [
+        (
+            "cpus = 1\nkernal = \"x\"\n",
+            ":2:1: unknown key \"kernal\"",
+            "\"kernel\"",
+        ),
+        (
+            "cpus = 1\n\ncpus = 2\n",
+            ":3:1: the key \"cpus\" is there twice",
+            "",
+        ),
+        (
+            "on-reboot = \"restrat\"\n",
+            ":1:13: unknown value \"restrat\"",
+            "\"restart\"",
+        ),
+        ("memory = \"12X\"\n", ":1:10: ", "512M"),
+        (
+            "[guest]\ncpus = 1\n",
+            ":1:2: unknown key \"guest\"",
+            "known are kernel",
+        ),
+        ("cpus = \"", ":1:", "error: "),
+    ];
+    for (text, place, rest) in cases {
+        let file = directory.file("vm.toml", text);
+        let complaint = complaint(&["run", "--config", &file]);
+        assert!(
+            complaint.contains(&format!("{file}{place}")),
+            "{text:?}: {complaint}"
+        );
+        assert!(complaint.contains(rest), "{text:?}: {complaint}");
+    }
+}
+
+#[test]
+fn files_that_are_no_configuration_are_told() {
+    let directory = Directory::new("files");
+    let missing = complaint(&["run", "--config", "/no/such/vm.toml"]);
+    assert!(
+        missing.contains("\"/no/such/vm.toml\": no such file"),
+        "{missing}"
+    );
+    let binary = directory.file("binary.toml", b"\xff\xfe\x00");
+    assert!(complaint(&["run", "--config", &binary]).contains("UTF-8"));
+}
+
+#[test]
+fn completions_are_generated_for_all_shells() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = ampoule(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        let text = stdout(&output);
+        assert!(text.contains("memory-backing"), "{shell}: {text}");
+    }
+    assert!(complaint(&["completions", "tcsh"]).contains("zsh"));
+}
+
+#[test]
+fn manual_pages_are_generated() {
+    for (args, heading) in [
+        (&["man"][..], ".TH ampoule 1"),
+        (&["man", "run"], ".TH ampoule-run 1"),
+        (&["man", "doctor"], ".TH ampoule-doctor 1"),
+    ] {
+        let output = ampoule(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        let text = stdout(&output);
+        assert!(text.contains(heading), "{args:?}: {text}");
+    }
+    assert!(stdout(&ampoule(&["man", "run"])).contains("memory\\-backing"));
+}
+
+/// The exit status follows the verdict, whichever this machine gives.
+#[test]
+fn the_doctor_s_status_json_and_text_agree() {
+    let json = ampoule(&["doctor", "--json"]);
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let runs = value["linux-guests"].as_bool().expect("a verdict");
+    assert_eq!(json.status.code(), Some(if runs { 0 } else { 1 }));
+    assert_eq!(stderr(&json), "");
+
+    let text = ampoule(&["doctor"]);
+    assert_eq!(text.status.code(), json.status.code());
+    let text = stdout(&text);
+    assert!(!text.contains('\x1b'), "colour goes to terminals only");
+    let sections = value["sections"].as_array().expect("sections");
+    let names: Vec<&str> = sections
+        .iter()
+        .flat_map(|section| section["checks"].as_array().expect("checks"))
+        .map(|check| {
+            let status = check["status"].as_str().expect("a status");
+            assert!(["ok", "warn", "missing"].contains(&status), "{check}");
+            check["name"].as_str().expect("a name")
+        })
+        .collect();
+    for name in [
+        "/dev/kvm",
+        "huge pages 2M",
+        "/dev/net/tun",
+        "io_uring",
+        "landlock",
+        "cgroup",
+    ] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    for name in names {
+        assert!(text.contains(name), "{name} is not in\n{text}");
+    }
+}
+
+/// A reader that has seen enough is no error, and no panic.
+#[test]
+fn a_closed_pipe_ends_it_quietly() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ampoule"))
+        .args(["completions", "zsh"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stderr(&output), "");
+}
