@@ -1,0 +1,108 @@
+//! Where things are, and how to build what the lab runs.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::say;
+
+/// The working tree and its target folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Project {
+    /// The workspace's root.
+    pub(crate) root: PathBuf,
+    /// Cargo's target folder.
+    pub(crate) target: PathBuf,
+    /// Everything the lab downloads or makes, in the target folder.
+    pub(crate) lab: PathBuf,
+}
+
+impl Project {
+    /// Finds both from where this program comes from.
+    ///
+    /// # Errors
+    /// The program lies somewhere else than cargo puts it.
+    pub(crate) fn find() -> Result<Self> {
+        // Cargo says where the package is now; where it was at build time is good for a program started by hand.
+        let manifest = env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        let root = manifest.join("../..").canonicalize();
+        let root = root.with_context(|| format!("no working tree at {}", manifest.display()))?;
+        let program = own_program()?;
+        let target = program.ancestors().nth(2).filter(|path| path.is_dir());
+        let target = target.context("this program is not in cargo's target folder")?;
+        Ok(Self {
+            root,
+            target: target.into(),
+            lab: target.join("lab"),
+        })
+    }
+
+    /// Where the release build puts programs.
+    pub(crate) fn programs(&self) -> PathBuf {
+        self.target.join("release")
+    }
+
+    /// The release build of `ampoule`.
+    pub(crate) fn ampoule(&self) -> PathBuf {
+        self.programs().join("ampoule")
+    }
+
+    /// A cargo command for this workspace.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command
+            .current_dir(&self.root)
+            .env("CARGO_TARGET_DIR", &self.target)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Builds the release build of `ampoule`.
+    ///
+    /// # Errors
+    /// It does not build.
+    pub(crate) fn build_ampoule(&self) -> Result<()> {
+        let mut command = self.cargo();
+        command.args(["build", "--quiet", "--release", "--package", "ampoule"]);
+        if self.ampoule().exists() {
+            return run(&mut command).map(drop);
+        }
+        say::step("building ampoule", || run(&mut command).map(drop))
+    }
+}
+
+/// The path of this program.
+///
+/// # Errors
+/// It cannot be found out.
+pub(crate) fn own_program() -> Result<PathBuf> {
+    env::current_exe().context("cannot find this program's own file")
+}
+
+/// Runs a program, and takes its output.
+///
+/// # Errors
+/// It cannot be run, or fails; then the message ends in what it said.
+pub(crate) fn run(command: &mut Command) -> Result<Output> {
+    let name = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or(OsStr::new("?"))
+        .to_string_lossy()
+        .into_owned();
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {name}"))?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        bail!(
+            "{name} failed ({}):\n{}",
+            output.status,
+            String::from_utf8_lossy(&said).trim_end()
+        );
+    }
+    Ok(output)
+}
