@@ -1,3 +1,5 @@
-//! Integration tests.
+//! What the integration tests share: bare guests, a harness that knows what this machine can run, initramfs archives.
 
 pub mod guests;
+pub mod harness;
+pub mod initramfs;

@@ -128,6 +128,8 @@ impl Control {
                 .set_power(Some(machine.devices.power.clone()));
             machine.start().map_err(|err| error_chain(&err))?;
         }
+        // After a restart: what the last guest did not take is for this one.
+        self.give_input();
         Ok(())
     }
 
@@ -161,7 +163,7 @@ impl Control {
     /// Looks at the latch and the deadlines; `Some` is the VM's end.
     fn check(&mut self) -> Result<Option<ExitReason>, String> {
         if self.input_is_ready() {
-            self.feed_input();
+            self.read_input();
         }
         let now = Instant::now();
         let shared = &self.blueprint.shared;
@@ -184,7 +186,6 @@ impl Control {
         match reason {
             ExitReason::Reset if self.blueprint.config.on_reboot == OnReboot::Restart => {
                 shared.timeline.host("restart");
-                self.pending.clear();
                 let machine = Machine::build(&self.blueprint).map_err(|err| error_chain(&err))?;
                 self.machine = Some(machine);
                 self.power_on()?;
@@ -244,32 +245,25 @@ impl Control {
             && self.console.input_fd().is_some()
     }
 
-    /// Gives the guest the input it has room for, and reads more when it has taken all of it.
-    fn feed_input(&mut self) {
-        let Some(machine) = &self.machine else { return };
-        let serial = &machine.devices.serial;
-        loop {
-            if !self.pending.is_empty() {
-                let taken = serial.receive(&self.pending);
-                self.pending.drain(..taken);
-                if !self.pending.is_empty() {
-                    return;
-                }
-            }
-            if self.console.input_fd().is_none() {
-                return;
-            }
-            self.pending.resize(INPUT_CHUNK, 0);
-            let count = self.console.read(&mut self.pending).unwrap_or(0);
-            self.pending.truncate(count);
-            if count == 0 {
-                return;
-            }
-            // One chunk a turn: other events come first when the guest is as fast as its input.
-            let taken = serial.receive(&self.pending);
+    /// Gives the guest as much of the pending input as it has room for.
+    fn give_input(&mut self) {
+        if let Some(machine) = &self.machine
+            && !self.pending.is_empty()
+        {
+            let taken = machine.devices.serial.receive(&self.pending);
             self.pending.drain(..taken);
+        }
+    }
+
+    /// Reads input that is ready; only when the guest has taken all that was read before.
+    fn read_input(&mut self) {
+        if self.console.input_fd().is_none() || !self.pending.is_empty() {
             return;
         }
+        self.pending.resize(INPUT_CHUNK, 0);
+        let count = self.console.read(&mut self.pending).unwrap_or(0);
+        self.pending.truncate(count);
+        self.give_input();
     }
 
     /// Waits on input only while the guest can take some, and on the sink only while it is blocked.
@@ -294,9 +288,9 @@ impl MutEventSubscriber for Control {
             }
             token::INPUT_SPACE => {
                 let _ = self.blueprint.input_space.read();
-                self.feed_input();
+                self.give_input();
             }
-            token::INPUT => self.feed_input(),
+            token::INPUT => self.read_input(),
             token::CLIENT => self.console.accept(),
             token::SINK => {}
             source => {

@@ -1,0 +1,114 @@
+//! Runs tests, and says of those that cannot run here why.
+//!
+//! Rust's own harness knows tests that are ignored by their source. Whether a machine's KVM can run Linux is known only when
+//! the tests run; so each test says what it needs, and what is not there makes it a skipped one, with its reason on a line
+//! of its own: `skipped NAME: REASON`.
+
+#![allow(
+    clippy::print_stdout,
+    reason = "a test program reports on standard output"
+)]
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use libtest_mimic::{Arguments, Trial};
+
+/// What a test needs of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// A `/dev/kvm` that opens, of any kind.
+    Kvm,
+    /// A KVM that can run Linux, and Debian's kernels in the folder that [`KERNELS`] names.
+    LinuxGuests,
+}
+
+/// The environment variable that names the binary under test.
+pub const BINARY: &str = "AMPOULE_BIN";
+
+/// The environment variable that names the folder of Debian's kernels, as `cargo lab` unpacks them: `6.1/vmlinuz`,
+/// `6.1/vmlinux`, `6.1/package/lib/modules/`, and the same for 6.12.
+pub const KERNELS: &str = "AMPOULE_TEST_KERNELS";
+
+/// The folder of a kernel of Debian's, `6.1` or `6.12`.
+///
+/// # Panics
+/// When nobody said where it is; tests that need it are skipped then.
+pub fn kernel(version: &str) -> PathBuf {
+    Path::new(&env::var_os(KERNELS).expect("no kernels")).join(version)
+}
+
+/// A test, by its name.
+pub struct Test {
+    /// Its name, by which it is chosen.
+    pub name: &'static str,
+    /// What it does; it panics to fail.
+    pub run: fn(),
+}
+
+/// Runs what the command line chooses of `tests`, all of which have the same needs.
+pub fn main(needs: Needs, tests: Vec<Test>, ampoule: &Path) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let missing = (!arguments.list).then(|| missing(needs, ampoule)).flatten();
+    let chosen = |name: &str| {
+        let matches = |filter: &String| match arguments.exact {
+            true => name == filter,
+            false => name.contains(filter.as_str()),
+        };
+        arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)
+    };
+    let skipped: Vec<&str> = match missing {
+        Some(_) => tests
+            .iter()
+            .map(|test| test.name)
+            .filter(|name| chosen(name))
+            .collect(),
+        None => Vec::new(),
+    };
+    let trials = tests
+        .into_iter()
+        .map(|Test { name, run }| {
+            Trial::test(name, move || {
+                run();
+                Ok(())
+            })
+            .with_ignored_flag(missing.is_some())
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Some(reason) = missing {
+        for name in skipped {
+            println!("skipped {name}: {reason}");
+        }
+    }
+    conclusion.exit_code()
+}
+
+/// What is missing of `needs` on this machine, in a few words.
+fn missing(needs: Needs, ampoule: &Path) -> Option<String> {
+    if let Err(error) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        return Some(format!("/dev/kvm does not open: {error}"));
+    }
+    if needs == Needs::Kvm {
+        return None;
+    }
+    if env::var_os(KERNELS).is_none() {
+        return Some(format!("no Debian kernels: {KERNELS} is not set"));
+    }
+    let doctor = Command::new(ampoule)
+        .arg("doctor")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match doctor {
+        Ok(status) if status.success() => None,
+        Ok(_) => Some("this machine's KVM cannot run Linux guests (ampoule doctor)".into()),
+        Err(error) => Some(format!("ampoule doctor does not run: {error}")),
+    }
+}

@@ -1,0 +1,93 @@
+//! The guest of the tests: busybox, a few modules, and a shell on the console.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use ampoule_tests::harness::kernel;
+use ampoule_tests::initramfs::{Initramfs, module};
+use tempfile::TempDir;
+
+use crate::driver::{Vm, run};
+
+/// PID 1: what the tests ask about goes on one line, then a shell takes what is typed.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /etc/acpi/PWRF
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox --install -s /bin
+export PATH=/bin
+set -- $(grep MemTotal /proc/meminfo)
+echo "guest ready: $(uname -r), $(nproc) CPUs, $2 kB"
+exec sh </dev/ttyS0 >/dev/ttyS0 2>&1
+"#;
+
+/// Modules of 6.1 that the tests load; those of 6.12 are compressed, and none of the tests needs them.
+const MODULES: &[&str] = &["button", "evdev", "pvpanic", "pvpanic-mmio"];
+
+/// The initramfs, made once.
+fn initramfs() -> &'static Path {
+    static MADE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = MADE.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("no temporary folder");
+        let path = folder.path().join("initramfs.cpio");
+        make(&path).expect("cannot make an initramfs");
+        (folder, path)
+    });
+    path
+}
+
+fn make(path: &Path) -> std::io::Result<()> {
+    let mut archive = Initramfs::new();
+    archive.folder("bin")?;
+    archive.folder("lib")?;
+    archive.program("bin/busybox", &fs::read("/bin/busybox")?)?;
+    archive.program("init", INIT.as_bytes())?;
+    let modules = kernel("6.1").join("package/lib/modules");
+    for name in MODULES {
+        archive.program(&format!("lib/{name}.ko"), &module(&modules, name)?)?;
+    }
+    archive.write_to(path)
+}
+
+/// `ampoule run` of a file of a kernel's (`vmlinuz`, the bzImage, or `vmlinux`, the ELF) with the initramfs.
+pub(crate) fn linux(version: &str, image: &str) -> Command {
+    let mut command = run(["--append", "quiet"]);
+    command.arg("--kernel").arg(kernel(version).join(image));
+    command.arg("--initrd").arg(initramfs());
+    command
+}
+
+/// What the guest said of itself.
+pub(crate) struct Ready {
+    pub(crate) release: String,
+    pub(crate) cpus: u32,
+    pub(crate) memory_kib: u64,
+}
+
+/// Boots a guest to its shell.
+pub(crate) fn boot(command: Command) -> (Vm, Ready) {
+    let mut vm = Vm::piped(command);
+    let ready = wait_ready(&mut vm);
+    (vm, ready)
+}
+
+/// Waits for the shell of a guest that boots.
+pub(crate) fn wait_ready(vm: &mut Vm) -> Ready {
+    vm.expect("guest ready: ");
+    let line = vm.read_until(" kB");
+    let fields: Vec<&str> = line
+        .split([' ', ','])
+        .filter(|word| !word.is_empty())
+        .collect();
+    let [release, cpus, "CPUs", memory_kib, "kB"] = fields[..] else {
+        panic!("the guest said {line:?}");
+    };
+    Ready {
+        release: release.into(),
+        cpus: cpus.parse().expect("a number of CPUs"),
+        memory_kib: memory_kib.parse().expect("an amount of memory"),
+    }
+}
