@@ -381,6 +381,12 @@ mod tests {
     }
 
     #[test]
+    fn the_line_after_an_overlong_one_is_a_line_like_others() {
+        let text = format!("{}\n{LINE_SEEN}\n", "x".repeat(LINE + 1));
+        assert_eq!(events(&[text.as_bytes()]), [panic(LINE_SEEN)]);
+    }
+
+    #[test]
     fn an_overlong_panic_line_is_reported_once_and_cut() {
         let text = format!(
             "[    1.2] {LINE_SEEN}{}[ 1.2] end\nnext\n",

@@ -120,8 +120,7 @@ mod tests {
     fn loops_on_port_b_end() {
         let (controller, _) = controller();
         outb(&controller, 1, 0xfd);
-        let reads = [inb(&controller, 1), inb(&controller, 1)];
-        assert_eq!(reads.map(|value| value & 0xef), [0x21, 0x21]);
-        assert_ne!(reads[0] & 0x10, reads[1] & 0x10);
+        let reads = [0; 4].map(|_| inb(&controller, 1));
+        assert_eq!(reads, [0x21, 0x31, 0x21, 0x31]);
     }
 }

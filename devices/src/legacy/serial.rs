@@ -477,6 +477,14 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_clears_the_fifo_with_its_interrupt_enabled_still_listens() {
+        let port = Port::listening();
+        port.outb(2, 0x07);
+        assert_eq!(port.serial.receive(b"x"), 1);
+        assert_eq!(port.read_all(), b"x");
+    }
+
+    #[test]
     fn a_guest_that_polls_listens() {
         let port = Port::new();
         assert_eq!(port.serial.receive(b"x"), 0);
