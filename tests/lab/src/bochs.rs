@@ -17,10 +17,11 @@ mod image;
 mod initramfs;
 mod read_write;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,7 +30,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use self::image::FileSet;
-use crate::host::last_lines;
 use crate::say;
 
 /// Debian packages this back end needs.
@@ -51,6 +51,9 @@ pub(crate) const AGENT_PORT: &str = "/dev/ttyS1";
 /// to itself, for builds and other tests may run beside it.
 const START_LIMIT: Duration = Duration::from_secs(600);
 
+/// The most memory Bochs gives a machine.
+const MOST_MEMORY_MIB: u32 = 2048;
+
 /// What the init script says on the agent's port before it becomes the agent.
 const READY: &str = "lab-host-ready";
 
@@ -69,10 +72,10 @@ pub(crate) struct BochsConfig<'a> {
     pub(crate) kernel: &'a Path,
     /// That kernel's `lib/modules/VERSION` folder.
     pub(crate) modules: &'a Path,
-    /// A folder for images, logs and Bochs' own files; created where missing. One machine at a
-    /// time.
+    /// A folder for images and logs (`console.log` is the host's console); created where missing.
+    /// One machine at a time.
     pub(crate) run_dir: &'a Path,
-    /// Memory in MiB. Guests may be larger (memory is overcommitted).
+    /// Memory in MiB; Bochs gives at most 2048. Guests may be larger (memory is overcommitted).
     pub(crate) memory_mib: u32,
     /// The agent: a program of this machine and its arguments, of which one should be
     /// [`AGENT_PORT`].
@@ -159,11 +162,6 @@ impl Bochs {
         &self.stream
     }
 
-    /// The host's console, kernel messages included.
-    pub(crate) fn console_log(&self) -> PathBuf {
-        self.run_dir.join("console.log")
-    }
-
     /// The process id of the emulator.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
@@ -201,6 +199,48 @@ fn end(process: &mut Child) {
     // reaped.
     let _ = process.kill();
     let _ = process.wait();
+}
+
+/// What a command names and so should find in the machine: its program, looked up in `PATH`, and
+/// each argument (or what follows its `=` or `:`) that is the path of something here.
+#[allow(
+    dead_code,
+    reason = "for the commands that start a lab host for one command line"
+)]
+pub(crate) fn named_in(command: &[OsString]) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    if let Some(program) = command
+        .first()
+        .filter(|name| !name.as_bytes().contains(&b'/'))
+    {
+        let folders = std::env::var_os("PATH").unwrap_or_default();
+        let program = std::env::split_paths(&folders)
+            .map(|folder| folder.join(program))
+            .find(|path| path.is_file());
+        paths.extend(program);
+    }
+    for argument in command {
+        let values = argument
+            .as_bytes()
+            .splitn(2, |byte| matches!(byte, b'=' | b':'));
+        // The whole argument, then what follows.
+        for value in std::iter::once(argument.as_bytes()).chain(values.skip(1)) {
+            let path = Path::new(OsStr::from_bytes(value));
+            // A folder above this one would bring everything.
+            if !value.is_empty() && path.exists() && !is_above(path) {
+                paths.push(path.to_owned());
+            }
+        }
+    }
+    paths
+}
+
+/// Whether `path` is a folder that the current one lies in.
+fn is_above(path: &Path) -> bool {
+    match (std::env::current_dir(), fs::canonicalize(path)) {
+        (Ok(here), Ok(path)) => here != path && here.starts_with(path),
+        _ => false,
+    }
 }
 
 /// Waits for Bochs to connect and for the machine to say that it is ready.
@@ -277,10 +317,19 @@ fn check(process: &mut Guard, deadline: Instant, run_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `what`, with the emulator's last words.
+/// `what`, with the emulator's last words where it left some.
 fn problem(what: &str, run_dir: &Path) -> String {
-    let words = last_lines(&run_dir.join("bochs.log"));
-    format!("{what}; bochs.log and screen.log say more{words}")
+    let screen = fs::read(run_dir.join("screen.log")).unwrap_or_default();
+    match last_words(&String::from_utf8_lossy(&screen)) {
+        Some(words) => format!("{what}: {words}"),
+        None => what.to_owned(),
+    }
+}
+
+/// The reason Bochs gives when it ends by itself.
+fn last_words(screen: &str) -> Option<&str> {
+    let (_, rest) = screen.rsplit_once("Bochs is exiting with the following message:")?;
+    rest.lines().map(str::trim).find(|line| !line.is_empty())
 }
 
 /// The configuration of the machine. Paths are relative to the run folder, as Bochs' syntax has no
@@ -309,7 +358,7 @@ fn machine(config: &BochsConfig<'_>, port: u16) -> String {
          error: action=ignore\n\
          info: action=ignore\n\
          debug: action=ignore\n",
-        memory = config.memory_mib,
+        memory = config.memory_mib.min(MOST_MEMORY_MIB),
     )
 }
 
@@ -403,4 +452,80 @@ fn make_tree(config: &BochsConfig<'_>) -> Result<()> {
         &config.run_dir.join("tree.img"),
         &config.run_dir.join("tree"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(memory_mib: u32) -> BochsConfig<'static> {
+        BochsConfig {
+            kernel: Path::new("vmlinuz"),
+            modules: Path::new("modules"),
+            run_dir: Path::new("run"),
+            memory_mib,
+            agent: &[],
+            paths: &[],
+            read_write: &[],
+        }
+    }
+
+    #[test]
+    fn the_machine_has_the_memory_bochs_can_give() {
+        let memory = |mib| {
+            let text = machine(&config(mib), 1);
+            let line = text.lines().find(|line| line.starts_with("memory:"));
+            line.map(str::to_owned)
+        };
+        assert_eq!(memory(512).as_deref(), Some("memory: guest=512, host=512"));
+        assert_eq!(
+            memory(4096).as_deref(),
+            Some("memory: guest=2048, host=2048")
+        );
+    }
+
+    #[test]
+    fn the_agent_gets_its_arguments_as_they_are() {
+        let script = agent_script(&["/a b".into(), "it's".into(), "$x".into()]);
+        assert_eq!(script, "exec '/a b' 'it'\\''s' '$x'\n");
+    }
+
+    #[test]
+    fn a_command_brings_what_it_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("vmlinuz");
+        fs::write(&kernel, "").unwrap();
+        let named = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            named_in(&words)
+        };
+        let name = kernel.to_str().unwrap();
+        assert_eq!(
+            named(&["no-such-program", name]),
+            std::slice::from_ref(&kernel)
+        );
+        let option = format!("--kernel={name}");
+        assert_eq!(
+            named(&["no-such-program", &option]),
+            std::slice::from_ref(&kernel)
+        );
+        let serial = format!("file:{name}");
+        assert_eq!(
+            named(&["no-such-program", &serial]),
+            std::slice::from_ref(&kernel)
+        );
+        assert_eq!(named(&["sh"])[0].file_name(), Some(OsStr::new("sh")));
+        assert_eq!(
+            named(&["no-such-program", "/", "..", "missing", ""]),
+            [] as [PathBuf; 0]
+        );
+    }
+
+    #[test]
+    fn the_emulator_says_why_it_ended() {
+        let screen =
+            "noise\n====\nBochs is exiting with the following message:\n[SIM   ] bad\n====\n";
+        assert_eq!(last_words(screen), Some("[SIM   ] bad"));
+        assert_eq!(last_words("noise\n"), None);
+    }
 }

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 
 /// Debian packages whose programs are in every tree, where the machine has them.
 const PACKAGES: &str = "\
-     bash busybox-static coreutils cpio dash diffutils e2fsprogs findutils gawk grep gzip \
+     bash busybox-static coreutils cpio dash debianutils diffutils e2fsprogs findutils gawk grep gzip \
      hostname iproute2 kmod less lz4 mawk mount ncurses-bin procps sed strace tar util-linux \
      xz-utils zstd";
 
