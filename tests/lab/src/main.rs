@@ -7,6 +7,7 @@ mod broker;
 mod client;
 mod cpio;
 mod frame;
+mod guest;
 mod host;
 mod kernels;
 mod modules;
@@ -14,19 +15,22 @@ mod packages;
 mod project;
 mod qemu;
 mod say;
+mod suite;
 mod terminal;
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
-use crate::host::{Cpu, Host, HostConfig};
+use crate::frame::Spec;
+use crate::host::{Cpu, DEFAULT_MEMORY_MIB, Host, HostConfig};
 use crate::kernels::Version;
 use crate::packages::Packages;
-use crate::project::Project;
+use crate::project::{Project, can_run_linux};
 
 /// The developer's door to Ampoule
 #[derive(Debug, Parser)]
@@ -38,6 +42,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Boot a Debian kernel in Ampoule, to a shell or for one command
+    ///
+    /// Installs and fetches what is missing. Runs on this machine's own KVM where that can run Linux, else inside the lab
+    /// host, and says which. `poweroff` ends it, and so does ^A x.
+    Boot(guest::BootArgs),
     /// Run a command in the lab host: on an emulated machine whose KVM can run Linux
     ///
     /// It sees this machine's programs and files, with the release build of ampoule first in its PATH. What it writes is
@@ -54,6 +63,21 @@ enum Command {
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Run the whole test suite, or the tests whose names contain the filter
+    ///
+    /// Checks and unit tests run on this machine, bare guests on its own KVM, Linux guests where a KVM can run them: here,
+    /// or in a lab host. Ends with what was skipped and why, what failed, and the totals.
+    Test {
+        /// Only tests whose name contains this
+        #[arg(value_name = "FILTER")]
+        filter: Option<String>,
+        /// Only list the tests
+        #[arg(long)]
+        list: bool,
+        /// Run Linux guests in a lab host with this virtualization, even where this machine could
+        #[arg(long, value_enum)]
+        cpu: Option<Cpu>,
+    },
     /// What runs in the lab host
     #[command(hide = true)]
     Agent {
@@ -65,9 +89,9 @@ enum Command {
 /// Which lab host.
 #[derive(Debug, Args)]
 struct HostArgs {
-    /// The virtualization of its processor
-    #[arg(long, value_enum, default_value_t)]
-    cpu: Cpu,
+    /// The virtualization of its processor; the lab host runs then even where this machine's own KVM would do
+    #[arg(long, value_enum)]
+    cpu: Option<Cpu>,
     /// Its kernel
     #[arg(long, value_enum, default_value = "6.1")]
     kernel: Version,
@@ -75,7 +99,7 @@ struct HostArgs {
     #[arg(long, default_value_t = 2, value_name = "N")]
     smp: u32,
     /// Its memory in MiB
-    #[arg(long, default_value_t = 4096, value_name = "MIB")]
+    #[arg(long, default_value_t = DEFAULT_MEMORY_MIB, value_name = "MIB")]
     memory: u32,
     /// A folder shared read-write; may be given several times
     #[arg(long, value_name = "DIR")]
@@ -90,7 +114,7 @@ impl HostArgs {
                 .with_context(|| format!("cannot share {}", folder.display()))
         };
         Ok(HostConfig {
-            cpu: self.cpu,
+            cpu: self.cpu.unwrap_or_default(),
             kernel: self.kernel,
             cpus: self.smp,
             memory_mib: self.memory,
@@ -112,23 +136,49 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<i32> {
+    if let Command::Agent { port } = command {
+        return agent::serve(&port).map(|()| 0);
+    }
+    let project = Project::find()?;
+    let packages = Packages::new(&project)?;
     match command {
-        Command::Exec { host, command } => exec(&host, command),
+        Command::Boot(arguments) => guest::boot(&project, &packages, &arguments),
+        Command::Exec { host, command } => exec(&project, &packages, &host, command),
         Command::Shell { host } => {
             let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
-            exec(&host, vec![shell])
+            exec(&project, &packages, &host, vec![shell])
         }
-        Command::Agent { port } => agent::serve(&port).map(|()| 0),
+        Command::Test { filter, list, cpu } => {
+            let plan = suite::Plan { filter, list, cpu };
+            Ok(i32::from(!suite::run(&project, &plan)?))
+        }
+        Command::Agent { .. } => Ok(0),
     }
 }
 
-fn exec(host: &HostArgs, command: Vec<OsString>) -> Result<i32> {
-    let project = Project::find()?;
-    let packages = Packages::new(&project)?;
+fn exec(
+    project: &Project,
+    packages: &Packages,
+    host: &HostArgs,
+    command: Vec<OsString>,
+) -> Result<i32> {
     project.build_ampoule()?;
-    let host = Host::start(&project, &packages, &host.config()?)?;
     let spec = client::spec(command, &project.programs(), client::terminal_size())?;
+    if host.cpu.is_none() && can_run_linux(project)? {
+        return exec_here(&spec);
+    }
+    let host = Host::start(project, packages, &host.config()?)?;
     let exit = client::run_attached(host.broker().connect()?, &spec)?;
     host.take_back()?;
     Ok(exit.status())
+}
+
+/// Becomes the command, on this machine.
+fn exec_here(spec: &Spec) -> Result<i32> {
+    let (program, arguments) = spec.arguments.split_first().context("no command given")?;
+    let error = process::Command::new(program)
+        .args(arguments)
+        .envs(spec.environment.iter().map(|(name, value)| (name, value)))
+        .exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
 }

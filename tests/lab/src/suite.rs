@@ -1,0 +1,355 @@
+//! `cargo lab test`: the whole suite, in order, with a line for each step and totals at the end.
+//!
+//! Checks and unit tests run on this machine. Integration tests run here, too, on this machine's own KVM; those of them that
+//! need Linux guests run where a KVM can run Linux: here, or in one lab host that serves them all. While the checks
+//! compile, a thread fetches what the guests need and makes the release build.
+
+mod outcome;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::client;
+use crate::frame::Stream;
+use crate::host::{Cpu, Host, HostConfig};
+use crate::kernels::{Kernel, Version};
+use crate::packages::Packages;
+use crate::project::Project;
+use crate::say;
+
+use outcome::{Outcomes, Totals};
+
+/// What the test programs look for: the binary under test and the kernels (`ampoule_tests::harness`).
+const BINARY: &str = "AMPOULE_BIN";
+const KERNELS: &str = "AMPOULE_TEST_KERNELS";
+
+/// What to run.
+pub(crate) struct Plan {
+    /// Only tests whose name contains this; `None` for all, checks included.
+    pub(crate) filter: Option<String>,
+    /// Only list the tests' names.
+    pub(crate) list: bool,
+    /// Which lab host runs Linux guests; `None` leaves it to this machine where it can.
+    pub(crate) cpu: Option<Cpu>,
+}
+
+/// Runs the suite; the result is whether all is well.
+///
+/// # Errors
+/// The suite itself cannot be run; a test that fails is no error.
+pub(crate) fn run(project: &Project, plan: &Plan) -> Result<bool> {
+    let packages = Packages::new(project)?;
+    let start = Instant::now();
+    let mut suite = Suite::new(project, plan)?;
+    if plan.list {
+        return suite.list().map(|()| true);
+    }
+    let prepared = prepare(project, plan.cpu.unwrap_or_default());
+    if plan.filter.is_none() {
+        suite.checks();
+    }
+    suite.unit_tests();
+    suite.integration_tests(&packages, prepared);
+    suite.totals.report(start.elapsed());
+    Ok(suite.totals.all_is_well())
+}
+
+/// Fetches and builds what integration tests need, beside the checks.
+fn prepare(project: &Project, cpu: Cpu) -> Receiver<Result<()>> {
+    let (done, prepared) = mpsc::channel();
+    let project = project.clone();
+    thread::spawn(move || {
+        let result = (|| {
+            let packages = Packages::new(&project)?;
+            packages.ensure(&cpu.packages())?;
+            for version in Version::ALL {
+                Kernel::get(&project, &packages, version)?;
+            }
+            project.build_ampoule()
+        })();
+        // Nobody listens when the suite has failed before.
+        let _ = done.send(result);
+    });
+    prepared
+}
+
+struct Suite<'a> {
+    project: &'a Project,
+    plan: &'a Plan,
+    logs: PathBuf,
+    totals: Totals,
+}
+
+impl<'a> Suite<'a> {
+    fn new(project: &'a Project, plan: &'a Plan) -> Result<Self> {
+        let logs = project.lab.join("logs");
+        fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        Ok(Self {
+            project,
+            plan,
+            logs,
+            totals: Totals::default(),
+        })
+    }
+
+    /// Format, lints, documentation, dependencies: each counts as one test.
+    fn checks(&mut self) {
+        let cargo = |arguments: &[&str]| {
+            let mut cargo = self.project.cargo();
+            cargo.args(arguments);
+            cargo
+        };
+        let mut doc = cargo(&["doc", "--quiet", "--workspace", "--no-deps"]);
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        let clippy = [
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        let checks = [
+            ("fmt", cargo(&["fmt", "--all", "--check"])),
+            ("clippy", cargo(&clippy)),
+            ("doc", doc),
+        ];
+        for (name, command) in checks {
+            self.check(name, command);
+        }
+        // The advisories' database is not part of any package registry: `cargo deny check` by hand reads it, too.
+        let deny = cargo(&[
+            "deny",
+            "--log-level",
+            "error",
+            "check",
+            "licenses",
+            "bans",
+            "sources",
+        ]);
+        let installed = cargo(&["deny", "--version"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        match installed {
+            Ok(status) if status.success() => self.check("deny", deny),
+            _ => self.totals.skip(
+                "deny",
+                "cargo-deny is not installed: cargo install cargo-deny",
+            ),
+        }
+    }
+
+    fn check(&mut self, name: &str, mut command: Command) {
+        let start = Instant::now();
+        let log = self.logs.join(format!("{name}.log"));
+        let passed = logged(&mut command, &log).unwrap_or(false);
+        let mut outcomes = Outcomes::default();
+        outcomes.count(name, passed);
+        self.totals.step(name, start.elapsed(), outcomes, &log);
+    }
+
+    /// Unit, property and documentation tests of all packages but the integration tests' own.
+    fn unit_tests(&mut self) {
+        let mut command = self.project.cargo();
+        command.args([
+            "test",
+            "--workspace",
+            "--exclude",
+            "ampoule-tests",
+            "--no-fail-fast",
+        ]);
+        command.arg("--").args(&self.plan.filter);
+        self.tests("unit tests", command);
+    }
+
+    /// Runs a command that prints as Rust's test programs do.
+    fn tests(&mut self, name: &str, mut command: Command) -> Outcomes {
+        let start = Instant::now();
+        let log = self.logs.join(format!("{}.log", name.replace(' ', "-")));
+        let finished = logged(&mut command, &log);
+        let mut outcomes = Outcomes::of_log(&log);
+        if !finished.unwrap_or(false) && outcomes.failed.is_empty() {
+            // It did not build, or died: that is a failure although no test says so.
+            outcomes.count(name, false);
+        }
+        let skipped = outcomes.clone();
+        self.totals.step(name, start.elapsed(), outcomes, &log);
+        skipped
+    }
+
+    fn integration_tests(&mut self, packages: &Packages, prepared: Receiver<Result<()>>) {
+        let programs = match self.programs() {
+            Ok(programs) => programs,
+            Err(error) => return self.totals.fail("integration tests", &error),
+        };
+        let ready = prepared
+            .recv()
+            .unwrap_or_else(|_| bail!("the preparation died"));
+        if let Err(error) = ready {
+            return self.totals.fail("preparation", &error);
+        }
+        for (name, program) in &programs {
+            if name != "linux" {
+                self.tests(name, self.program(program));
+            }
+        }
+        let Some((_, linux)) = programs.iter().find(|(name, _)| name == "linux") else {
+            return;
+        };
+        let here = self.plan.cpu.is_none() && self.runs_linux();
+        if here {
+            self.tests("linux", self.program(linux));
+        } else {
+            let cpu = self.plan.cpu.unwrap_or_default();
+            if let Err(error) = self.in_the_lab(packages, cpu, linux) {
+                self.totals.fail("linux", &error);
+            }
+        }
+    }
+
+    /// Whether this machine's own KVM can run Linux.
+    fn runs_linux(&self) -> bool {
+        Command::new(self.project.ampoule())
+            .arg("doctor")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    }
+
+    /// A test program with what it looks for.
+    fn program(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.args(&self.plan.filter).stdin(Stdio::null());
+        command.env(BINARY, self.project.ampoule());
+        command.env(KERNELS, self.project.lab.join("kernels"));
+        command
+    }
+
+    /// Runs a test program in a lab host.
+    fn in_the_lab(&mut self, packages: &Packages, cpu: Cpu, program: &Path) -> Result<()> {
+        let start = Instant::now();
+        let kernels = self.project.lab.join("kernels");
+        let host = Host::start(
+            self.project,
+            packages,
+            &HostConfig {
+                cpu,
+                kernel: Version::V6_1,
+                cpus: 2,
+                memory_mib: 4096,
+                read_write: Vec::new(),
+                paths: vec![program.to_path_buf(), kernels.clone()],
+            },
+        )?;
+        let started = start.elapsed();
+        say::say(format!(
+            "lab host ({}): up after {:.1} s",
+            cpu.name(),
+            started.as_secs_f32()
+        ));
+        let mut arguments = vec![program.as_os_str().to_owned()];
+        arguments.extend(self.plan.filter.iter().map(Into::into));
+        let mut spec = client::spec(arguments, &self.project.programs(), None)?;
+        spec.environment
+            .push((BINARY.into(), self.project.ampoule().into()));
+        spec.environment.push((KERNELS.into(), kernels.into()));
+        let log = self.logs.join("linux.log");
+        let mut file = create(&log)?;
+        let exit = client::run_captured(host.broker().connect()?, &spec, &mut |stream, bytes| {
+            if stream == Stream::Output && io::IsTerminal::is_terminal(&io::stderr()) {
+                io::stderr().write_all(bytes)?;
+            }
+            file.write_all(bytes)
+        })?;
+        let mut outcomes = Outcomes::of_log(&log);
+        if exit.status() != 0 && outcomes.failed.is_empty() {
+            outcomes.count("linux", false);
+        }
+        let name = format!("linux ({} lab host)", cpu.name());
+        self.totals.step(&name, start.elapsed(), outcomes, &log);
+        Ok(())
+    }
+
+    /// The integration tests' programs, by name, built.
+    fn programs(&self) -> Result<Vec<(String, PathBuf)>> {
+        let log = self.logs.join("build-integration-tests.log");
+        let mut command = self.project.cargo();
+        command.args(["test", "--package", "ampoule-tests", "--tests", "--no-run"]);
+        command.args(["--message-format", "json-render-diagnostics"]);
+        let output = command
+            .stderr(create(&log)?)
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!(
+                "they do not build:\n{}",
+                fs::read_to_string(&log).unwrap_or_default()
+            );
+        }
+        let messages = String::from_utf8_lossy(&output.stdout);
+        let program = |line: &str| {
+            let message: Value = serde_json::from_str(line).ok()?;
+            let is_test = message["target"]["kind"] == serde_json::json!(["test"]);
+            let path = message["executable"].as_str().filter(|_| is_test)?;
+            Some((
+                message["target"]["name"].as_str()?.to_owned(),
+                PathBuf::from(path),
+            ))
+        };
+        Ok(messages.lines().filter_map(program).collect())
+    }
+
+    /// Prints the names of all tests.
+    fn list(&mut self) -> Result<()> {
+        let mut units = self.project.cargo();
+        units.args(["test", "--workspace", "--exclude", "ampoule-tests", "--"]);
+        let mut commands = vec![units];
+        commands.extend(
+            self.programs()?
+                .into_iter()
+                .map(|(_, path)| Command::new(path)),
+        );
+        for mut command in commands {
+            command
+                .arg("--list")
+                .args(&self.plan.filter)
+                .stdin(Stdio::null());
+            let status = command
+                .stderr(Stdio::null())
+                .status()
+                .context("cannot list tests")?;
+            if !status.success() {
+                bail!("{command:?} cannot list its tests");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a command with its output in a log; whether it succeeded.
+fn logged(command: &mut Command, log: &Path) -> Result<bool> {
+    let file = create(log)?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .status()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    Ok(status.success())
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("cannot create {}", path.display()))
+}

@@ -1,0 +1,202 @@
+//! What tests came to: read from their programs' output, added up, told.
+
+#![allow(clippy::print_stdout, reason = "the totals are the suite's output")]
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Error;
+
+/// How much of a log is shown of a step that failed, in lines.
+const EXCERPT: usize = 60;
+
+/// What the tests of one step came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Outcomes {
+    pub(super) passed: usize,
+    /// By name.
+    pub(super) failed: Vec<String>,
+    /// By name, with the reason.
+    pub(super) skipped: Vec<(String, String)>,
+}
+
+impl Outcomes {
+    pub(super) fn count(&mut self, name: &str, passed: bool) {
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed.push(name.to_owned());
+        }
+    }
+
+    pub(super) fn of_log(log: &Path) -> Self {
+        Self::of_output(&String::from_utf8_lossy(&fs::read(log).unwrap_or_default()))
+    }
+
+    /// Reads what Rust's test programs print, and libtest-mimic's: `test NAME ... ok`, and the harness's lines
+    /// `skipped NAME: REASON`.
+    fn of_output(output: &str) -> Self {
+        let mut outcomes = Self::default();
+        let mut ignored = Vec::new();
+        for line in output.lines() {
+            if let Some((name, reason)) = line
+                .strip_prefix("skipped ")
+                .and_then(|rest| rest.split_once(": "))
+            {
+                outcomes.skipped.push((name.to_owned(), reason.to_owned()));
+                continue;
+            }
+            let Some((name, result)) = line
+                .strip_prefix("test ")
+                .and_then(|rest| rest.rsplit_once(" ... "))
+            else {
+                continue;
+            };
+            let name = name.trim();
+            match result.split([',', ' ']).next() {
+                Some("ok") => outcomes.passed += 1,
+                Some("FAILED") => outcomes.failed.push(name.to_owned()),
+                Some("ignored") => ignored.push(name.to_owned()),
+                _ => {}
+            }
+        }
+        // A test that its source ignores has no line of its own.
+        for name in ignored {
+            if !outcomes.skipped.iter().any(|(skipped, _)| *skipped == name) {
+                outcomes
+                    .skipped
+                    .push((name, "ignored by its source".to_owned()));
+            }
+        }
+        outcomes
+    }
+}
+
+/// What all steps came to.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    passed: usize,
+    failed: Vec<String>,
+    skipped: Vec<(String, String)>,
+}
+
+impl Totals {
+    /// Adds a step and says what it came to, with an excerpt of its log where something failed.
+    pub(super) fn step(&mut self, name: &str, took: Duration, outcomes: Outcomes, log: &Path) {
+        let Outcomes {
+            passed,
+            failed,
+            skipped,
+        } = outcomes;
+        let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
+        println!(
+            "{name:<24} {verdict:<7} {:>7.1} s   {passed} passed, {} failed, {} skipped",
+            took.as_secs_f32(),
+            failed.len(),
+            skipped.len()
+        );
+        if !failed.is_empty() {
+            println!("--- {}\n{}\n---", log.display(), excerpt(log));
+        }
+        self.passed += passed;
+        self.failed
+            .extend(failed.into_iter().map(|test| format!("{name}: {test}")));
+        self.skipped.extend(skipped);
+    }
+
+    pub(super) fn skip(&mut self, name: &str, reason: &str) {
+        println!("{name:<24} skipped");
+        self.skipped.push((name.to_owned(), reason.to_owned()));
+    }
+
+    /// A step that could not be taken.
+    pub(super) fn fail(&mut self, name: &str, error: &Error) {
+        println!("{name:<24} FAILED\n--- {error:#}\n---");
+        self.failed.push(name.to_owned());
+    }
+
+    pub(super) fn all_is_well(&self) -> bool {
+        self.failed.is_empty() && self.passed > 0
+    }
+
+    /// The last word: what failed, what was skipped and why, and the totals on a line of their own.
+    pub(super) fn report(&self, took: Duration) {
+        println!("\n{:.0} s in all", took.as_secs_f32());
+        for (name, reason) in &self.skipped {
+            println!("skipped {name}: {reason}");
+        }
+        for name in &self.failed {
+            println!("failed  {name}");
+        }
+        println!(
+            "{} passed, {} failed, {} skipped",
+            self.passed,
+            self.failed.len(),
+            self.skipped.len()
+        );
+    }
+}
+
+/// From the first failure's report on; else the end.
+fn excerpt(log: &Path) -> String {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    let start = lines
+        .iter()
+        .position(|line| *line == "failures:" || line.starts_with("error"))
+        .unwrap_or(lines.len().saturating_sub(EXCERPT));
+    lines[start..]
+        .iter()
+        .take(EXCERPT)
+        .copied()
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_are_read_from_both_harnesses() {
+        let output = "running 3 tests\n\
+            test a::b ... ok\n\
+            test vmm/src/vm.rs - vm::VmBuilder (line 3) - compile ... ok\n\
+            test c       ... FAILED\n\
+            test d       ... ignored\n\
+            test e ... ignored, a reason\n\
+            test result: FAILED. 2 passed; 1 failed; 2 ignored\n\
+            skipped d: no KVM here: none\n";
+        let outcomes = Outcomes::of_output(output);
+        assert_eq!(outcomes.passed, 2);
+        assert_eq!(outcomes.failed, ["c"]);
+        let skipped = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
+        assert_eq!(
+            outcomes.skipped,
+            [
+                skipped("d", "no KVM here: none"),
+                skipped("e", "ignored by its source")
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_run_is_not_well() {
+        let mut totals = Totals::default();
+        assert!(!totals.all_is_well());
+        let log = Path::new("no-such-log");
+        totals.step(
+            "x",
+            Duration::ZERO,
+            Outcomes {
+                passed: 1,
+                ..Outcomes::default()
+            },
+            log,
+        );
+        assert!(totals.all_is_well());
+        totals.fail("y", &anyhow::anyhow!("broken"));
+        assert!(!totals.all_is_well());
+    }
+}
