@@ -196,14 +196,16 @@ pub(super) fn stream<S: ImageSource + ?Sized>(
         total: 0,
     };
     match format {
-        Compression::Gzip => output.pump(flate2::bufread::GzDecoder::new(input)),
-        Compression::Bzip2 => output.pump(bzip2::bufread::BzDecoder::new(input)),
+        Compression::Gzip => output.pump(&mut flate2::bufread::GzDecoder::new(input)),
+        Compression::Bzip2 => output.pump(&mut bzip2::bufread::BzDecoder::new(input)),
         Compression::Xz => {
             let limit = (MAX_WINDOW / 1024) as u32 + 1024;
-            output.pump(lzma_rust2::XzReader::new_mem_limit(input, false, limit))
+            output.pump(&mut lzma_rust2::XzReader::new_mem_limit(
+                input, false, limit,
+            ))
         }
-        Compression::Lzma => output.pump(lzma(input)?),
-        Compression::Zstd => output.pump(zstd(input)?),
+        Compression::Lzma => output.pump(&mut lzma(input)?),
+        Compression::Zstd => zstd(input, &mut output),
         Compression::Lz4 => lz4(input, length, &mut output),
         Compression::Lzo => Err(DecompressError::Unsupported { format }.into()),
     }?;
@@ -229,7 +231,7 @@ impl Output<'_, '_> {
     }
 
     /// Moves all that `decoder` has.
-    fn pump(&mut self, mut decoder: impl Read) -> Result<(), StreamError> {
+    fn pump(&mut self, decoder: &mut impl Read) -> Result<(), StreamError> {
         let mut buffer = vec![0; OUTPUT_BUFFER];
         loop {
             match decoder.read(&mut buffer) {
@@ -254,9 +256,20 @@ fn lzma<R: BufRead>(input: R) -> Result<impl Read, StreamError> {
     lzma_rust2::LzmaReader::new_mem_limit(input, limit, None).map_err(damaged(Compression::Lzma))
 }
 
-fn zstd<R: BufRead>(input: R) -> Result<impl Read, StreamError> {
-    ruzstd::decoding::StreamingDecoder::new_with_max_window_size(input, MAX_WINDOW)
-        .map_err(|err| damaged(Compression::Zstd)(io::Error::other(err)))
+/// One Zstandard frame. Its checksum is compared here, which the decoder leaves to others.
+fn zstd(input: impl BufRead, output: &mut Output<'_, '_>) -> Result<(), StreamError> {
+    let damaged = damaged(Compression::Zstd);
+    let mut decoder =
+        ruzstd::decoding::StreamingDecoder::new_with_max_window_size(input, MAX_WINDOW)
+            .map_err(|err| damaged(io::Error::other(err)))?;
+    output.pump(&mut decoder)?;
+    let decoder = decoder.into_parts().1;
+    match decoder.get_checksum_from_data() {
+        checksum @ Some(_) if checksum != decoder.get_calculated_checksum() => {
+            Err(damaged(io::Error::other("the checksum does not match")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A legacy LZ4 frame: the magic, then blocks, each with its packed size before it, up to the end of the data.

@@ -182,7 +182,7 @@ fn a_damaged_packed_kernel_is_an_error_even_in_auto_mode() {
 
 #[test]
 fn checksums_are_checked() {
-    // gzip: CRC-32 of the content, 8 bytes before the end. xz: after the block; its index is checked, too.
+    // gzip: CRC-32 of the content, 8 bytes before the end.
     let mut packed = pack(Compression::Gzip, &small_elf());
     let crc = packed.len() - 8;
     packed[crc] ^= 1;
@@ -198,6 +198,22 @@ fn checksums_are_checked() {
         "{err}"
     );
     assert!(err.source().is_some());
+
+    // zstd: the last thing before the size that the kernel's build appends.
+    let mut packed = pack(Compression::Zstd, &small_elf());
+    let checksum = packed.len() - 8;
+    packed[checksum] ^= 1;
+    let err = payload_error(&bzimage(&packed), KernelEntry::Auto);
+    assert!(
+        matches!(
+            err,
+            DecompressError::Damaged {
+                format: Compression::Zstd,
+                ..
+            }
+        ),
+        "{err}"
+    );
 
     let mut packed = pack(Compression::Bzip2, &small_elf());
     packed[12] ^= 1;
