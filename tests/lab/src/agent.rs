@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -22,6 +23,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
+use crate::broker::{Broker, Link};
 use crate::frame::{CHUNK, Exit, Frame, Spec, Stream, VERSION, WINDOW, WindowSize};
 
 /// How long a command that nobody listens to any more has between SIGHUP and SIGKILL.
@@ -48,9 +50,24 @@ pub(crate) fn serve(port: &Path) -> Result<()> {
     run(&mut reader, Box::new(writer)).context("the connection to the lab broke")
 }
 
+/// An agent in this process: commands run here as they would in a lab host.
+///
+/// # Errors
+/// No socket pair can be made.
+pub(crate) fn local() -> Result<Broker> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut reader = theirs.try_clone()?;
+    // It ends with the process.
+    thread::spawn(move || run(&mut reader, Box::new(theirs)));
+    Broker::start(Link {
+        reader: Box::new(ours.try_clone()?),
+        writer: Box::new(ours),
+    })
+}
+
 /// Serves commands on a link until it ends.
 fn run(reader: &mut impl Read, writer: Box<dyn Write + Send>) -> io::Result<()> {
-    let link = Arc::new(Link(Mutex::new(writer)));
+    let link = Arc::new(Lab(Mutex::new(writer)));
     link.send(0, &Frame::Hello(VERSION))?;
     let commands: Arc<Mutex<HashMap<u32, Running>>> = Arc::default();
     while let Some((number, frame)) = Frame::read(reader)? {
@@ -66,9 +83,9 @@ fn run(reader: &mut impl Read, writer: Box<dyn Write + Send>) -> io::Result<()> 
 }
 
 /// The way to the lab.
-struct Link(Mutex<Box<dyn Write + Send>>);
+struct Lab(Mutex<Box<dyn Write + Send>>);
 
-impl Link {
+impl Lab {
     fn send(&self, channel: u32, frame: &Frame) -> io::Result<()> {
         frame.write(channel, &mut *lock(&self.0))
     }
@@ -219,7 +236,7 @@ impl Credit {
 }
 
 /// Runs a command; what becomes of it goes to `link`.
-fn open(number: u32, spec: &Spec, link: Arc<Link>, commands: Arc<Mutex<HashMap<u32, Running>>>) {
+fn open(number: u32, spec: &Spec, link: Arc<Lab>, commands: Arc<Mutex<HashMap<u32, Running>>>) {
     if spec.refresh {
         // Cached names and attributes of files that may have changed. Needs root; without, they stay a second.
         let _ = fs::write("/proc/sys/vm/drop_caches", "2");
@@ -354,7 +371,7 @@ fn tend(
     input: Receiver<Option<Vec<u8>>>,
     [output_credit, error_credit]: [Arc<Credit>; 2],
     group: &Group,
-    link: &Arc<Link>,
+    link: &Arc<Lab>,
 ) -> io::Result<Exit> {
     let terminal = started.error.is_none();
     let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -395,7 +412,7 @@ fn feed(
     input: &Receiver<Option<Vec<u8>>>,
     terminal: bool,
     ended: &OwnedFd,
-    link: &Link,
+    link: &Lab,
 ) {
     while let Ok(next) = input.recv() {
         let Some(bytes) = next else {
@@ -445,7 +462,7 @@ fn drain(
     terminal: bool,
     credit: &Credit,
     ended: &OwnedFd,
-    link: &Link,
+    link: &Lab,
 ) {
     if set_nonblocking(&from).is_err() {
         return;

@@ -82,7 +82,22 @@ pub(crate) fn run_attached(broker: UnixStream, spec: &Spec) -> Result<Exit> {
     })
 }
 
-/// Runs a command without input; `output` is given what it writes, and an error it returns closes that stream.
+/// Runs a command without input, with this process's signals; `output` is given what it writes, and an error it returns
+/// closes that stream.
+///
+/// # Errors
+/// As [`run_attached`].
+pub(crate) fn run_listening(
+    broker: UnixStream,
+    spec: &Spec,
+    output: &mut dyn FnMut(Stream, &[u8]) -> io::Result<()>,
+) -> Result<Exit> {
+    let writer = Arc::new(Mutex::new(broker.try_clone()?));
+    pass_signals(&writer)?;
+    run(broker, &writer, spec, None, output)
+}
+
+/// Runs a command without input and signals; `output` as in [`run_listening`].
 ///
 /// # Errors
 /// As [`run_attached`].

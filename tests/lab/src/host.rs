@@ -17,6 +17,9 @@ use crate::qemu::{self, Qemu, QemuConfig};
 /// How long a lab host may take until its agent greets, on a machine that is slow or busy.
 const START_LIMIT: Duration = Duration::from_secs(300);
 
+/// A lab host's memory in MiB, unless said otherwise. It is taken from this machine as it is used.
+pub(crate) const DEFAULT_MEMORY_MIB: u32 = 4096;
+
 /// What virtualization the emulated processor has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Cpu {
@@ -61,6 +64,20 @@ pub(crate) struct HostConfig {
     pub(crate) read_write: Vec<PathBuf>,
     /// What a lab host that sees a selection of files is to see beside the working tree's usual.
     pub(crate) paths: Vec<PathBuf>,
+}
+
+impl HostConfig {
+    /// The usual lab host of a kind.
+    pub(crate) fn of(cpu: Cpu) -> Self {
+        Self {
+            cpu,
+            kernel: Version::V6_1,
+            cpus: 2,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            read_write: Vec::new(),
+            paths: Vec::new(),
+        }
+    }
 }
 
 /// A running lab host. Dropping it ends it.

@@ -75,6 +75,21 @@ impl Project {
     }
 }
 
+/// Whether this machine's own KVM runs Linux guests, as the release build's `ampoule doctor` finds.
+///
+/// # Errors
+/// It cannot be run.
+pub(crate) fn can_run_linux(project: &Project) -> Result<bool> {
+    let status = Command::new(project.ampoule())
+        .arg("doctor")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .context("cannot run ampoule doctor")?;
+    Ok(status.success())
+}
+
 /// The path of this program.
 ///
 /// # Errors

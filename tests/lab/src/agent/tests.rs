@@ -1,23 +1,7 @@
 //! The agent by itself, at the other end of a socket pair; what it runs are this machine's own programs.
 
-use std::os::unix::net::UnixStream;
-
 use super::*;
-use crate::broker::{Broker, Link};
 use crate::client::run_captured;
-
-/// An agent in this process, and a broker to it.
-fn broker() -> Broker {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let mut reader = theirs.try_clone().unwrap();
-    thread::spawn(move || run(&mut reader, Box::new(theirs)));
-    let reader = ours.try_clone().unwrap();
-    Broker::start(Link {
-        reader: Box::new(reader),
-        writer: Box::new(ours),
-    })
-    .unwrap()
-}
 
 fn spec(arguments: &[&str]) -> Spec {
     Spec {
@@ -82,7 +66,7 @@ impl Raw {
 
 #[test]
 fn streams_and_status_come_back() {
-    let (exit, output, error) = shell(&broker(), "echo out; echo err >&2; exit 7");
+    let (exit, output, error) = shell(&local().unwrap(), "echo out; echo err >&2; exit 7");
     assert_eq!(exit, Exit::Code(7));
     assert_eq!(output, b"out\n");
     assert_eq!(error, b"err\n");
@@ -90,14 +74,14 @@ fn streams_and_status_come_back() {
 
 #[test]
 fn a_signals_end_is_told_from_a_status() {
-    let (exit, ..) = shell(&broker(), "kill -TERM $$");
+    let (exit, ..) = shell(&local().unwrap(), "kill -TERM $$");
     assert_eq!(exit, Exit::Signal(15));
     assert_eq!(exit.status(), 143);
 }
 
 #[test]
 fn more_output_than_the_window_comes_whole() {
-    let (exit, output, _) = shell(&broker(), "seq 1 200000");
+    let (exit, output, _) = shell(&local().unwrap(), "seq 1 200000");
     assert_eq!(exit, Exit::Code(0));
     let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
     assert!(output == expected.as_bytes(), "{} bytes", output.len());
@@ -105,7 +89,7 @@ fn more_output_than_the_window_comes_whole() {
 
 #[test]
 fn input_is_passed_on_as_it_is_and_ends() {
-    let mut raw = Raw::open(&broker(), spec(&["cat"]));
+    let mut raw = Raw::open(&local().unwrap(), spec(&["cat"]));
     let bytes: Vec<u8> = (0..=255).collect();
     raw.send(&Frame::Data(Stream::Input, bytes.clone()));
     raw.send(&Frame::End(Stream::Input));
@@ -114,7 +98,7 @@ fn input_is_passed_on_as_it_is_and_ends() {
 
 #[test]
 fn an_unread_command_holds_up_no_other() {
-    let broker = broker();
+    let broker = local().unwrap();
     let mut stalled = Raw::open(&broker, spec(&["yes"]));
     assert!(matches!(stalled.receive(), Frame::Data(Stream::Output, _)));
     let (exit, output, _) = shell(&broker, "echo other");
@@ -125,7 +109,7 @@ fn an_unread_command_holds_up_no_other() {
 
 #[test]
 fn output_nobody_wants_ends_the_command_as_a_closed_pipe_does() {
-    let mut raw = Raw::open(&broker(), spec(&["yes"]));
+    let mut raw = Raw::open(&local().unwrap(), spec(&["yes"]));
     assert!(matches!(raw.receive(), Frame::Data(Stream::Output, _)));
     raw.send(&Frame::End(Stream::Output));
     assert_eq!(raw.rest().1, Frame::Exit(Exit::Signal(13)));
@@ -133,7 +117,7 @@ fn output_nobody_wants_ends_the_command_as_a_closed_pipe_does() {
 
 #[test]
 fn what_is_left_running_does_not_hold_the_command() {
-    let (exit, output, _) = shell(&broker(), "sleep 1000 & echo $!");
+    let (exit, output, _) = shell(&local().unwrap(), "sleep 1000 & echo $!");
     assert_eq!(exit, Exit::Code(0));
     let pid = String::from_utf8(output).unwrap();
     assert!(
@@ -147,7 +131,7 @@ fn what_is_left_running_does_not_hold_the_command() {
 
 #[test]
 fn a_client_that_leaves_takes_its_command_along() {
-    let broker = broker();
+    let broker = local().unwrap();
     let script = "trap '' HUP; echo $$; exec sleep 1000";
     let mut raw = Raw::open(&broker, spec(&["sh", "-c", script]));
     let Frame::Data(Stream::Output, pid) = raw.receive() else {
@@ -164,7 +148,7 @@ fn a_client_that_leaves_takes_its_command_along() {
 
 #[test]
 fn what_cannot_run_is_named() {
-    let broker = broker();
+    let broker = local().unwrap();
     let refused = |spec: Spec| match Raw::open(&broker, spec).rest().1 {
         Frame::Refused(reason) => reason,
         other => panic!("{other:?}"),
@@ -185,7 +169,7 @@ fn a_terminal_has_a_size_makes_signals_and_tells_all() {
         columns: 123,
         rows: 45,
     });
-    let mut raw = Raw::open(&broker(), spec);
+    let mut raw = Raw::open(&local().unwrap(), spec);
     let mut seen = Vec::new();
     while !seen.ends_with(b"\r\n") {
         if let Frame::Data(Stream::Output, bytes) = raw.receive() {
