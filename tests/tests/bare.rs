@@ -1,0 +1,110 @@
+//! Bare guests on this machine's own `/dev/kvm`, run by the built binary: how a VM ends, its serial port and terminal, what
+//! the guest finds, and what is refused.
+
+#[path = "bare/config.rs"]
+mod config;
+#[path = "bare/driver.rs"]
+mod driver;
+#[path = "bare/ends.rs"]
+mod ends;
+#[path = "bare/platform.rs"]
+mod platform;
+#[path = "bare/serial.rs"]
+mod serial;
+#[path = "bare/terminal.rs"]
+mod terminal;
+
+use std::process::ExitCode;
+
+use ampoule_tests::harness::{self, Needs, Test};
+
+/// Names each function by its module and itself.
+macro_rules! tests {
+    ($($module:ident: $($test:ident)*;)*) => {
+        vec![$($(Test {
+            name: concat!(stringify!($module), "::", stringify!($test)),
+            run: $module::$test,
+        },)*)*]
+    };
+}
+
+fn main() -> ExitCode {
+    let tests = tests! {
+        ends:
+            a_guest_that_powers_off_gives_0_and_silence
+            a_reset_by_acpi_gives_0
+            a_reset_by_the_keyboard_controller_gives_0
+            a_reset_starts_the_guest_again_if_asked_for
+            a_restart_takes_all_cpus
+            a_triple_fault_gives_134
+            a_triple_fault_is_not_restarted
+            what_kvm_cannot_execute_gives_134_and_the_bytes
+            a_panic_told_to_pvpanic_gives_134
+            a_panic_seen_on_the_console_gives_134_and_an_excerpt
+            a_guest_that_never_ends_meets_its_timeout
+            a_timeout_ends_vcpus_that_never_started
+            sigterm_presses_the_power_button
+            sigint_presses_the_power_button
+            a_guest_that_ignores_the_power_button_is_stopped_after_its_grace
+            a_second_signal_does_not_wait_for_the_grace
+            no_grace_is_no_wait
+            a_killed_vmm_leaves_no_trouble_behind;
+        serial:
+            a_megabyte_pasted_through_a_pipe_comes_back
+            a_megabyte_pasted_into_a_terminal_comes_back
+            a_guest_says_hello
+            input_from_a_file_is_read_to_its_end
+            a_flood_arrives_whole
+            a_stalled_reader_holds_nobody_up
+            a_closed_reader_holds_nobody_up
+            missing_standard_streams_hold_nobody_up
+            a_full_disk_holds_nobody_up
+            output_goes_to_a_file
+            output_goes_nowhere
+            a_socket_serves_one_client_after_the_other
+            a_file_in_the_place_of_the_socket_is_kept;
+        terminal:
+            it_is_restored_after_a_power_off
+            it_is_restored_after_a_crash
+            it_is_restored_after_a_timeout
+            it_is_restored_after_signals
+            it_is_restored_after_a_hangup
+            it_is_restored_after_fatal_signals
+            it_is_as_it_was_after_a_failed_start
+            control_a_x_leaves
+            control_a_x_leaves_a_guest_that_is_deaf
+            control_a_c_helps
+            control_characters_reach_the_guest
+            typed_ahead_is_not_lost
+            a_pipe_has_no_escape
+            a_terminal_that_is_not_the_console_stays_as_it_is
+            the_timeline_table_follows_the_console;
+        platform:
+            the_pvh_entry_is_as_specified
+            the_64_bit_entry_is_as_specified
+            command_line_and_initrd_arrive
+            memory_is_where_the_map_says
+            memory_may_be_shared_or_of_small_pages
+            acpi_tables_hang_together
+            other_cpus_start_and_know_their_numbers
+            unclaimed_addresses_read_all_ones
+            the_clock_tells_the_hosts_time
+            the_timeline_file_has_host_phases_and_guest_marks_in_order
+            the_timeline_marks_the_first_byte_and_init;
+        config:
+            what_is_no_kernel_is_named
+            a_truncated_kernel_is_refused
+            a_kernel_that_lies_is_refused
+            a_kernel_beyond_memory_says_how_much_it_needs
+            an_entry_that_the_kernel_does_not_have_is_refused
+            an_initrd_that_does_not_fit_is_refused
+            values_out_of_range_are_refused
+            the_nearest_name_of_an_option_is_offered
+            what_is_wrong_in_a_file_is_said_with_its_place
+            a_file_says_what_flags_say
+            the_printed_configuration_means_the_same
+            huge_pages_that_the_host_has_not_are_a_clear_error
+            exhausted_limits_are_clean_errors;
+    };
+    harness::main(Needs::Kvm, tests, driver::ampoule())
+}
