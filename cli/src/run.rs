@@ -3,9 +3,8 @@
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
-use ampoule_devices::backend::fd_sink::FdSink;
 use ampoule_vmm::config::{ConfigError, SerialConfig};
-use ampoule_vmm::console::SerialEnds;
+use ampoule_vmm::console::{FdSink, SerialEnds};
 use ampoule_vmm::{ExitReason, GuestPanic, Timeline, Vm, VmBuilder};
 
 use crate::args::{RunArgs, RunConfig};

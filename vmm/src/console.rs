@@ -1,7 +1,7 @@
 //! The host end of a guest's serial port: where its output goes, where its input comes from.
 //!
 //! Everything here runs on the control thread. Output arrives through a bounded queue that vCPU threads fill
-//! ([`ConsoleOutput`]); input is read only when the guest has room for it, so that neither side can make the other wait or
+//! (`ConsoleOutput` of the devices); input is read only when the guest has room for it, so that neither side can make the other wait or
 //! grow.
 
 use std::fs::File;
@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use ampoule_devices::backend::fd_sink::FdSink;
-use ampoule_devices::console::ConsoleSink;
+pub use ampoule_devices::backend::fd_sink::FdSink;
+pub use ampoule_devices::console::ConsoleSink;
 
 use crate::config::SerialConfig;
 use crate::error::Error;

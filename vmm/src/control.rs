@@ -344,10 +344,10 @@ fn reconcile(
     if wanted == Some(held) {
         return current;
     }
-    if current == Interest::Polled(held) {
-        if let Err(err) = ops.remove(Events::with_data_raw(held, token, set)) {
-            log::debug!("descriptor {held} was not waited on: {err}");
-        }
+    if current == Interest::Polled(held)
+        && let Err(err) = ops.remove(Events::with_data_raw(held, token, set))
+    {
+        log::debug!("descriptor {held} was not waited on: {err}");
     }
     match wanted {
         Some(fd) => add(ops, fd, token, set),

@@ -66,7 +66,7 @@ impl Error {
             Self::Config(err) => err.remedy(),
             Self::Kvm(err) => err.remedy(),
             Self::Memory(err) => err.remedy(),
-            Self::Kernel(err) => err.remedy().map(Into::into),
+            Self::Kernel(err) => err.remedy(),
             Self::Serial {
                 source,
                 what: "socket",

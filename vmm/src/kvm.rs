@@ -248,12 +248,11 @@ impl VmFd {
     }
 }
 
+/// Software back ends of KVM, by the kernel module that brings them.
+const SOFTWARE_MODULES: &[&str] = &["kvm_pvm"];
+
 /// The module of a KVM that works without the processor's virtualisation; `None` on VT-x and AMD-V.
-pub(crate) fn software_kvm() -> Option<String> {
-    // Software KVMs register as one more vendor module beside the two of real processors.
-    let module = "kvm_pvm";
-    Path::new("/sys/module")
-        .join(module)
-        .exists()
-        .then(|| module.to_owned())
+pub(crate) fn software_module() -> Option<&'static str> {
+    let loaded = |module: &&&str| Path::new("/sys/module").join(module).exists();
+    SOFTWARE_MODULES.iter().find(loaded).copied()
 }

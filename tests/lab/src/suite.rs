@@ -168,7 +168,11 @@ impl<'a> Suite<'a> {
             "ampoule-tests",
             "--no-fail-fast",
         ]);
-        command.arg("--").args(&self.plan.filter);
+        // The output of tests that pass says which of them could not run.
+        command
+            .arg("--")
+            .arg("--show-output")
+            .args(&self.plan.filter);
         self.tests("unit tests", command);
     }
 

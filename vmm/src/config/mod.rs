@@ -18,7 +18,7 @@ pub use units::{MemorySize, Span, UnitError};
 pub use validate::ConfigError;
 
 /// The most vCPUs a VM may have: their x2APIC ids fit the 8-bit ids that an IOAPIC can address.
-pub const MAX_CPUS: u32 = 254;
+pub const MAX_CPUS: u32 = ampoule_arch::cpuid::MAX_VCPUS;
 
 /// The kernel command line where none is given: the console that every VM has.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";

@@ -1,8 +1,8 @@
 //! Kernel images: from a file on the host to a kernel in guest memory, ready to be entered.
 //!
-//! The story, in order: a file is *identified* by its content ([`image`]), never by its name. An ELF is *placed* segment by
-//! segment ([`elf`]). A bzImage is taken apart ([`bzimage`]): the ELF packed inside is *decompressed* on the host
-//! ([`decompress`]) straight into its place, which spares the guest the work; or, as a fall-back and on request, the bzImage is
+//! The story, in order: a file is *identified* by its content (`image`), never by its name. An ELF is *placed* segment by
+//! segment (`elf`). A bzImage is taken apart (`bzimage`): the ELF packed inside is *decompressed* on the host
+//! (`decompress`) straight into its place, which spares the guest the work; or, as a fall-back and on request, the bzImage is
 //! entered as it is and unpacks itself in the guest. The initrd goes on top ([`initrd`]).
 //!
 //! A kernel file is hostile input. Each header is read once into host memory and only that copy is trusted; all arithmetic on

@@ -9,7 +9,7 @@ use kvm_bindings::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::kvm::software_kvm;
+use crate::kvm::software_module;
 
 use super::Vcpu;
 
@@ -191,13 +191,13 @@ pub struct VcpuFailure {
     /// The bytes at RIP, up to 15; empty where they could not be read.
     pub instruction: Vec<u8>,
     /// The module of the host's KVM where that is known to work without the processor's virtualisation.
-    pub software_kvm: Option<String>,
+    pub software_kvm: Option<&'static str>,
 }
 
 impl VcpuFailure {
     /// What a person can do about it.
     pub fn remedy(&self) -> Option<String> {
-        let module = self.software_kvm.as_deref()?;
+        let module = self.software_kvm?;
         Some(format!(
             "this host's KVM ({module}) works in software and lacks instructions that Linux needs; \
              `ampoule doctor` shows which. Use a host with VT-x or AMD-V"
@@ -240,7 +240,7 @@ impl Vcpu {
             kind,
             registers,
             instruction,
-            software_kvm: software_kvm(),
+            software_kvm: software_module(),
         }
     }
 
@@ -310,7 +310,7 @@ mod tests {
                 ..Registers::default()
             }),
             instruction: vec![0xcc, 0x90],
-            software_kvm: Some("kvm_pvm".into()),
+            software_kvm: Some("kvm_pvm"),
         };
         assert_eq!(
             failure.to_string(),

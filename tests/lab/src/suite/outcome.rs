@@ -38,7 +38,7 @@ impl Outcomes {
     /// `skipped NAME: REASON`.
     fn of_output(output: &str) -> Self {
         let mut outcomes = Self::default();
-        let mut ignored = Vec::new();
+        let (mut passed, mut ignored) = (Vec::new(), Vec::new());
         for line in output.lines() {
             if let Some((name, reason)) = line
                 .strip_prefix("skipped ")
@@ -55,12 +55,15 @@ impl Outcomes {
             };
             let name = name.trim();
             match result.split([',', ' ']).next() {
-                Some("ok") => outcomes.passed += 1,
+                Some("ok") => passed.push(name),
                 Some("FAILED") => outcomes.failed.push(name.to_owned()),
                 Some("ignored") => ignored.push(name.to_owned()),
                 _ => {}
             }
         }
+        // A unit test that finds at run time that it cannot run says so, and then returns as if it had passed.
+        let skipped = |name: &&&str| !outcomes.skipped.iter().any(|(test, _)| test == **name);
+        outcomes.passed = passed.iter().filter(skipped).count();
         // A test that its source ignores has no line of its own.
         for name in ignored {
             if !outcomes.skipped.iter().any(|(skipped, _)| *skipped == name) {
@@ -165,6 +168,8 @@ mod tests {
             test vmm/src/vm.rs - vm::VmBuilder (line 3) - compile ... ok\n\
             test c       ... FAILED\n\
             test d       ... ignored\n\
+            test f ... ok\n\
+            skipped f: no KVM, either\n\
             test e ... ignored, a reason\n\
             test result: FAILED. 2 passed; 1 failed; 2 ignored\n\
             skipped d: no KVM here: none\n";
@@ -175,6 +180,7 @@ mod tests {
         assert_eq!(
             outcomes.skipped,
             [
+                skipped("f", "no KVM, either"),
                 skipped("d", "no KVM here: none"),
                 skipped("e", "ignored by its source")
             ]
