@@ -18,8 +18,11 @@ use std::{env, ptr};
 
 use serde_json::Value;
 
-/// After which a wait counts as a hang.
+/// After which a wait without any output counts as a hang.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// After which a wait counts as one that never ends, however much comes meanwhile.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// The binary under test: `AMPOULE_BIN`, or a build of this tree.
 pub(crate) fn ampoule() -> &'static Path {
@@ -221,7 +224,7 @@ impl Vm {
     /// Reads output until it holds `text`, and takes it up to there.
     #[track_caller]
     pub(crate) fn read_until(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let limit = Instant::now() + LIMIT;
         loop {
             let found = self
                 .seen
@@ -231,7 +234,7 @@ impl Vm {
                 let taken: Vec<u8> = self.seen.drain(..at + text.len()).collect();
                 return String::from_utf8_lossy(&taken).into_owned();
             }
-            if !self.read_some(deadline) {
+            if !self.read_some(limit) {
                 let errors = self.read_errors();
                 let seen = self.last_seen();
                 panic!("the output ended without {text:?}; {seen}\n--- errors\n{errors}");
@@ -241,8 +244,8 @@ impl Vm {
 
     /// Reads exactly as many bytes of output.
     pub(crate) fn take(&mut self, count: usize) -> Vec<u8> {
-        let deadline = Instant::now() + PATIENCE;
-        while self.seen.len() < count && self.read_some(deadline) {}
+        let limit = Instant::now() + LIMIT;
+        while self.seen.len() < count && self.read_some(limit) {}
         let count = count.min(self.seen.len());
         self.seen.drain(..count).collect()
     }
@@ -292,13 +295,13 @@ impl Vm {
 
     /// Reads all output and waits for the end.
     pub(crate) fn end(mut self) -> End {
-        let deadline = Instant::now() + PATIENCE;
+        let limit = Instant::now() + LIMIT;
         if self.terminal.is_some() {
             // Our own descriptor keeps the terminal from reporting its end.
             self.wait();
             self.drain_terminal();
         } else {
-            while self.read_some(deadline) {}
+            while self.read_some(limit) {}
         }
         let status = self.wait();
         End {
@@ -317,7 +320,7 @@ impl Vm {
 
     /// Waits for the child, reading the terminal meanwhile so that a full one holds nobody up.
     fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LIMIT;
         if let Some(status) = self.child.try_wait().expect("cannot wait") {
             return status;
         }
@@ -328,7 +331,7 @@ impl Vm {
                 fds.push(output.as_raw_fd());
             }
             assert!(
-                poll(&fds, deadline),
+                poll(&fds, deadline.min(Instant::now() + PATIENCE)),
                 "it does not end; {}",
                 self.last_seen()
             );
@@ -355,10 +358,11 @@ impl Vm {
     }
 
     /// Reads some output; false at its end.
-    fn read_some(&mut self, deadline: Instant) -> bool {
+    fn read_some(&mut self, limit: Instant) -> bool {
         let Some(output) = &mut self.output else {
             return false;
         };
+        let deadline = limit.min(Instant::now() + PATIENCE);
         if !poll(&[output.as_raw_fd()], deadline) {
             panic!("no output for a long time; {}", self.last_seen());
         }
