@@ -4,9 +4,10 @@
 //! (`ConsoleOutput` of the devices); input is read only when the guest has room for it, so that neither side can make the other wait or
 //! grow.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -215,9 +216,22 @@ pub(crate) struct SocketConsole {
     path: PathBuf,
 }
 
+/// Whether a socket is one that a killed process left behind: it is there, and nobody listens.
+fn is_abandoned(path: &Path) -> bool {
+    let refused = |err: &io::Error| err.kind() == io::ErrorKind::ConnectionRefused;
+    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        && UnixStream::connect(path).is_err_and(|err| refused(&err))
+}
+
 impl SocketConsole {
     fn bind(path: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(path)?;
+        let listener = match UnixListener::bind(path) {
+            Err(err) if err.kind() == io::ErrorKind::AddrInUse && is_abandoned(path) => {
+                fs::remove_file(path)?;
+                UnixListener::bind(path)?
+            }
+            other => other?,
+        };
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener,
@@ -279,7 +293,7 @@ impl ConsoleSink for SocketConsole {
 
 impl Drop for SocketConsole {
     fn drop(&mut self) {
-        if let Err(err) = std::fs::remove_file(&self.path) {
+        if let Err(err) = fs::remove_file(&self.path) {
             log::debug!(
                 "socket {} was not there to remove: {err}",
                 self.path.display()

@@ -4,6 +4,7 @@
 //! waits for either, except to join vCPU threads that it has told to stop. Nothing on it blocks: sinks and inputs are
 //! non-blocking, and every wait ends at the next deadline.
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,19 @@ enum Interest {
     Always(RawFd),
 }
 
+/// The loop itself, made when the VM is built: a host that has no descriptor left refuses the start, not the run.
+pub(crate) struct EventLoop(EventManager<Control>);
+
+impl EventLoop {
+    pub(crate) fn new() -> io::Result<Self> {
+        let events = EventManager::new().map_err(|err| match err {
+            event_manager::Error::Epoll(err) => err.into(),
+            other => io::Error::other(other),
+        })?;
+        Ok(Self(events))
+    }
+}
+
 pub(crate) struct Control {
     blueprint: Blueprint,
     machine: Option<Machine>,
@@ -90,9 +104,9 @@ impl Control {
     }
 
     /// Runs the VM to its end, on this thread.
-    pub(crate) fn run(self) -> ExitReason {
+    pub(crate) fn run(self, events: EventLoop) -> ExitReason {
         let shared = self.blueprint.shared.clone();
-        let reason = match self.run_loop() {
+        let reason = match self.run_loop(events.0) {
             Ok(reason) => reason,
             Err(message) => ExitReason::HostFailed { message },
         };
@@ -100,9 +114,8 @@ impl Control {
         reason
     }
 
-    fn run_loop(self) -> Result<ExitReason, String> {
+    fn run_loop(self, mut events: EventManager<Self>) -> Result<ExitReason, String> {
         let failed = |err: event_manager::Error| format!("event loop: {err}");
-        let mut events = EventManager::new().map_err(failed)?;
         let id = events.add_subscriber(self);
         events.subscriber_mut(id).map_err(failed)?.power_on()?;
         loop {

@@ -9,7 +9,7 @@ use ampoule_devices::console::ConsoleOutput;
 
 use crate::config::VmConfig;
 use crate::console::{ConsoleHost, SerialEnds};
-use crate::control::{Control, ControlSource};
+use crate::control::{Control, ControlSource, EventLoop};
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::handle::{Shared, VmHandle};
@@ -89,8 +89,10 @@ impl VmBuilder {
             input_space: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(Error::host("event"))?,
         };
+        let events = EventLoop::new().map_err(Error::host("event loop"))?;
         let machine = Machine::build(&blueprint)?;
         Ok(Vm {
+            events,
             blueprint,
             machine,
             console,
@@ -101,6 +103,7 @@ impl VmBuilder {
 
 /// A VM that has not started yet.
 pub struct Vm {
+    events: EventLoop,
     blueprint: Blueprint,
     machine: Machine,
     console: ConsoleHost,
@@ -125,7 +128,7 @@ impl Vm {
             self.console,
             self.sources,
         )
-        .run()
+        .run(self.events)
     }
 
     /// Starts the VM, with a control thread of its own.
