@@ -18,6 +18,9 @@ use crate::timeline::Timeline;
 /// How long a kernel that panicked is silent when it has said all.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How long the line feed after the closing line may take: the line counts as complete with its carriage return.
+const LINE_FEED: Duration = Duration::from_millis(50);
+
 /// How long a kernel that panicked may go on printing.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -130,7 +133,8 @@ impl ConsoleObserver for GuestWatch {
                 }
                 PanicEvent::End => {
                     if let Some(noticed) = &mut state.panic {
-                        (noticed.settled_at, noticed.last_call) = (Instant::now(), Instant::now());
+                        let end = Instant::now() + LINE_FEED;
+                        (noticed.settled_at, noticed.last_call) = (end, end);
                         self.wake();
                     }
                 }
