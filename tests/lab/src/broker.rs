@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
@@ -31,6 +31,7 @@ pub(crate) struct Broker(Arc<Shared>);
 struct Shared {
     agent: Mutex<Box<dyn Write + Send>>,
     state: Mutex<State>,
+    over: Condvar,
 }
 
 #[derive(Default)]
@@ -40,7 +41,7 @@ struct State {
     channels: HashMap<u32, Route>,
     /// The sockets, to be closed when the agent is gone.
     clients: HashMap<u32, UnixStream>,
-    agent_gone: bool,
+    over: bool,
 }
 
 /// Where the frames of a channel go.
@@ -64,6 +65,7 @@ impl Broker {
         let broker = Self(Arc::new(Shared {
             agent: Mutex::new(link.writer),
             state: Mutex::default(),
+            over: Condvar::new(),
         }));
         let (reading, mut reader) = (broker.clone(), link.reader);
         thread::spawn(move || {
@@ -71,10 +73,8 @@ impl Broker {
             while let Ok(Some((channel, frame))) = Frame::read(&mut reader) {
                 reading.to_client(channel, frame);
             }
-            let mut state = reading.state();
-            state.agent_gone = true;
-            state.channels.clear();
-            for client in state.clients.values() {
+            reading.shut_down();
+            for client in reading.state().clients.values() {
                 let _ = client.shutdown(Shutdown::Both);
             }
         });
@@ -100,7 +100,7 @@ impl Broker {
         let (sender, frames) = channel();
         let client = {
             let mut state = self.state();
-            if state.agent_gone {
+            if state.over {
                 return socket.shutdown(Shutdown::Both);
             }
             state.last_client += 1;
@@ -117,6 +117,25 @@ impl Broker {
             broker.leave(client);
         });
         Ok(())
+    }
+
+    /// Takes no more commands, and lets nobody wait for those that run.
+    pub(crate) fn shut_down(&self) {
+        let mut state = self.state();
+        state.over = true;
+        state.channels.clear();
+        self.0.over.notify_all();
+    }
+
+    /// Whether the agent is gone, or somebody shut the broker down.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state().over
+    }
+
+    /// Waits until the agent is gone, or somebody shut the broker down.
+    pub(crate) fn wait(&self) {
+        let over = self.0.over.wait_while(self.state(), |state| !state.over);
+        drop(over.unwrap_or_else(PoisonError::into_inner));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -148,6 +167,10 @@ impl Broker {
                     };
                     state.channels.insert(number, route);
                     number
+                }
+                (None, Frame::Hangup) if channel == 0 => {
+                    drop(state);
+                    return self.shut_down();
                 }
                 // Said before the client knew that the command has ended.
                 (None, _) => return,

@@ -12,10 +12,11 @@ use clap::Args;
 
 use crate::cpio::Archive;
 use crate::frame::Stream;
-use crate::host::{Cpu, Host, HostConfig};
+use crate::host::{Cpu, HostConfig};
 use crate::kernels::{Kernel, Version};
 use crate::packages::{self, Packages};
 use crate::project::{Project, can_run_linux};
+use crate::shared::Session;
 use crate::{agent, client, say};
 
 /// What a guest needs that Debian builds as modules: the power button and who hears it, and the panic device.
@@ -69,16 +70,17 @@ pub(crate) fn boot(project: &Project, packages: &Packages, arguments: &BootArgs)
         paths: vec![kernel.bzimage.clone(), initrd.0.clone()],
         ..HostConfig::of(cpu)
     };
-    let host = Host::start(project, packages, &config)?;
-    let connection = host.broker().connect()?;
+    let session = Session::open(project, packages, &config, false)?;
     if arguments.command.is_empty() {
         let spec = client::spec(line, &project.programs(), client::terminal_size())?;
-        return Ok(client::run_attached(connection, &spec)?.status());
+        return Ok(session.run(spec, client::run_attached)?.status());
     }
     let spec = client::spec(line, &project.programs(), None)?;
     let mut filter = Filter::default();
-    let exit = client::run_listening(connection, &spec, &mut |stream, bytes| {
-        filter.pass(stream, bytes)
+    let exit = session.run(spec, |connection, spec| {
+        client::run_listening(connection, spec, &mut |stream, bytes| {
+            filter.pass(stream, bytes)
+        })
     })?;
     Ok(filter.status(exit.status()))
 }
@@ -160,6 +162,7 @@ fn initramfs(kernel: &Kernel, command: &[OsString]) -> Result<Vec<u8>> {
     let busybox = fs::read("/bin/busybox").context("cannot read /bin/busybox")?;
     archive.file("bin/busybox", true, &busybox);
     archive.file("init", true, include_bytes!("guest/init.sh"));
+    archive.file("etc/passwd", false, b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file(
         "etc/acpi/PWRF/00000080",
         true,

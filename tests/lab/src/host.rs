@@ -107,13 +107,8 @@ impl Host {
         let kernel = Kernel::get(project, packages, config.kernel)?;
         let name = format!("{}-{}", config.cpu.name(), std::process::id());
         let run_dir = project.lab.join("run").join(name);
-        Self::start_in(project, &kernel, config, &run_dir).with_context(|| {
-            format!(
-                "the lab host did not come up; its logs are in {}{}",
-                run_dir.display(),
-                last_lines(&run_dir.join("console.log"))
-            )
-        })
+        Self::start_in(project, &kernel, config, &run_dir)
+            .with_context(|| format!("the lab host did not come up; {}", logs(&run_dir)))
     }
 
     fn start_in(
@@ -207,10 +202,10 @@ impl Host {
         }
     }
 
-    /// Keeps its logs when it ends, and says where they are.
-    pub(crate) fn keep_logs(&mut self) -> &Path {
+    /// Keeps its logs when it ends; where they are, and what its console said last.
+    pub(crate) fn keep_logs(&mut self) -> String {
         self.keep = true;
-        &self.run_dir
+        logs(&self.run_dir)
     }
 }
 
@@ -223,8 +218,17 @@ impl Drop for Host {
     }
 }
 
+/// Where a lab host's logs are, and the last lines its console said.
+fn logs(run_dir: &Path) -> String {
+    format!(
+        "its logs are in {}{}",
+        run_dir.display(),
+        last_lines(&run_dir.join("console.log"))
+    )
+}
+
 /// The last lines of a log, each on a line of its own.
-pub(crate) fn last_lines(log: &Path) -> String {
+fn last_lines(log: &Path) -> String {
     let content = fs::read(log).unwrap_or_default();
     let content = String::from_utf8_lossy(&content);
     let lines: Vec<&str> = content.lines().filter(|line| !line.is_empty()).collect();

@@ -43,15 +43,12 @@ impl Version {
     }
 }
 
-/// An unpacked kernel.
+/// An unpacked kernel, in `kernels/VERSION` of the lab's folder: `vmlinuz`, `vmlinux` (the ELF file that was compressed in
+/// it), and the `package`.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
-    /// The folder that holds everything made from it.
-    pub(crate) folder: PathBuf,
     /// The bzImage.
     pub(crate) bzimage: PathBuf,
-    /// The ELF file that was compressed in it.
-    pub(crate) vmlinux: PathBuf,
     /// The folder of its modules.
     pub(crate) modules: PathBuf,
 }
@@ -72,9 +69,7 @@ impl Kernel {
         let modules = only_entry(&folder.join("package/lib/modules"))?;
         Ok(Self {
             bzimage: folder.join("vmlinuz"),
-            vmlinux: folder.join("vmlinux"),
             modules,
-            folder,
         })
     }
 

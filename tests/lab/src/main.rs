@@ -15,6 +15,7 @@ mod packages;
 mod project;
 mod qemu;
 mod say;
+mod shared;
 mod suite;
 mod terminal;
 
@@ -27,10 +28,11 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::frame::Spec;
-use crate::host::{Cpu, DEFAULT_MEMORY_MIB, Host, HostConfig};
+use crate::host::{Cpu, HostConfig};
 use crate::kernels::Version;
 use crate::packages::Packages;
 use crate::project::{Project, can_run_linux};
+use crate::shared::Session;
 
 /// The developer's door to Ampoule
 #[derive(Debug, Parser)]
@@ -63,6 +65,15 @@ enum Command {
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Start a lab host that stays up, for exec, shell and boot to use
+    ///
+    /// They need seconds less then. It ends by `cargo lab down`.
+    Up {
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// End the lab hosts that `cargo lab up` started
+    Down,
     /// Run the whole test suite, or the tests whose names contain the filter
     ///
     /// Checks and unit tests run on this machine, bare guests on its own KVM, Linux guests where a KVM can run them: here,
@@ -77,6 +88,12 @@ enum Command {
         /// Run Linux guests in a lab host with this virtualization, even where this machine could
         #[arg(long, value_enum)]
         cpu: Option<Cpu>,
+    },
+    /// What `cargo lab up` leaves behind
+    #[command(hide = true)]
+    Keep {
+        #[command(flatten)]
+        host: HostArgs,
     },
     /// What runs in the lab host
     #[command(hide = true)]
@@ -93,14 +110,14 @@ struct HostArgs {
     #[arg(long, value_enum)]
     cpu: Option<Cpu>,
     /// Its kernel
-    #[arg(long, value_enum, default_value = "6.1")]
-    kernel: Version,
+    #[arg(long, value_enum, value_name = "VERSION")]
+    kernel: Option<Version>,
     /// Its processors (amd only)
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    smp: u32,
+    #[arg(long, value_name = "N")]
+    smp: Option<u32>,
     /// Its memory in MiB
-    #[arg(long, default_value_t = DEFAULT_MEMORY_MIB, value_name = "MIB")]
-    memory: u32,
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u32>,
     /// A folder shared read-write; may be given several times
     #[arg(long, value_name = "DIR")]
     rw: Vec<PathBuf>,
@@ -113,14 +130,19 @@ impl HostArgs {
                 .canonicalize()
                 .with_context(|| format!("cannot share {}", folder.display()))
         };
+        let usual = HostConfig::of(self.cpu.unwrap_or_default());
         Ok(HostConfig {
-            cpu: self.cpu.unwrap_or_default(),
-            kernel: self.kernel,
-            cpus: self.smp,
-            memory_mib: self.memory,
+            kernel: self.kernel.unwrap_or(usual.kernel),
+            cpus: self.smp.unwrap_or(usual.cpus),
+            memory_mib: self.memory.unwrap_or(usual.memory_mib),
             read_write: self.rw.iter().map(canonical).collect::<Result<_>>()?,
-            paths: Vec::new(),
+            ..usual
         })
+    }
+
+    /// Whether the usual lab host is not what is wanted.
+    fn are_special(&self) -> bool {
+        self.kernel.is_some() || self.smp.is_some() || self.memory.is_some() || !self.rw.is_empty()
     }
 }
 
@@ -152,6 +174,18 @@ fn run(command: Command) -> Result<i32> {
             let plan = suite::Plan { filter, list, cpu };
             Ok(i32::from(!suite::run(&project, &plan)?))
         }
+        Command::Up { host } => {
+            project.build_ampoule()?;
+            // As they were given, for the process that stays to read again.
+            let arguments: Vec<OsString> = std::env::args_os().skip(2).collect();
+            host.config()?;
+            shared::up(&project, host.cpu.unwrap_or_default(), &arguments).map(|()| 0)
+        }
+        Command::Down => {
+            shared::down(&project, Cpu::Amd)?;
+            shared::down(&project, Cpu::Intel).map(|()| 0)
+        }
+        Command::Keep { host } => shared::keep(&project, &packages, &host.config()?).map(|()| 0),
         Command::Agent { .. } => Ok(0),
     }
 }
@@ -167,9 +201,8 @@ fn exec(
     if host.cpu.is_none() && can_run_linux(project)? {
         return exec_here(&spec);
     }
-    let host = Host::start(project, packages, &host.config()?)?;
-    let exit = client::run_attached(host.broker().connect()?, &spec)?;
-    host.take_back()?;
+    let session = Session::open(project, packages, &host.config()?, host.are_special())?;
+    let exit = session.run(spec, client::run_attached)?;
     Ok(exit.status())
 }
 

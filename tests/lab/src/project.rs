@@ -4,10 +4,16 @@ use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::say;
+
+/// How long a build may take without a word about it.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// The working tree and its target folder.
 #[derive(Debug, Clone)]
@@ -68,10 +74,17 @@ impl Project {
     pub(crate) fn build_ampoule(&self) -> Result<()> {
         let mut command = self.cargo();
         command.args(["build", "--quiet", "--release", "--package", "ampoule"]);
-        if self.ampoule().exists() {
-            return run(&mut command).map(drop);
-        }
-        say::step("building ampoule", || run(&mut command).map(drop))
+        // Nothing to say where nothing is to be done.
+        let (done, finished) = mpsc::channel::<()>();
+        let patient = thread::spawn(move || {
+            if finished.recv_timeout(SILENCE) == Err(RecvTimeoutError::Timeout) {
+                say::say("building ampoule …");
+            }
+        });
+        let built = run(&mut command);
+        drop(done);
+        let _ = patient.join();
+        built.map(drop)
     }
 }
 

@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use crate::cpio::Archive;
 use crate::kernels::Kernel;
 use crate::project::own_program;
+use crate::shared::at;
 
 /// Debian packages this back end needs.
 pub(crate) const PACKAGES: &[&str] = &["qemu-system-x86", "qemu-system-common"];
@@ -59,7 +60,7 @@ pub(crate) struct QemuConfig<'a> {
 #[derive(Debug)]
 pub(crate) struct Qemu {
     // In this order: the file servers end with their last client.
-    machine: Process,
+    process: Process,
     _servers: Vec<Process>,
     stream: UnixStream,
 }
@@ -91,10 +92,10 @@ pub(crate) fn start(config: &QemuConfig<'_>) -> Result<Qemu> {
         .args(["-device", "virtio-serial-pci,max_ports=2"])
         .args(["-device", "virtserialport,nr=1,chardev=agent"])
         .stdin(OwnedFd::from(theirs));
-    let machine =
+    let process =
         spawn(&mut qemu, &run_dir.join("qemu.log")).context("cannot run qemu-system-x86_64")?;
     Ok(Qemu {
-        machine,
+        process,
         _servers: servers,
         stream,
     })
@@ -108,7 +109,7 @@ impl Qemu {
 
     /// The process id of the emulator.
     pub(crate) fn pid(&self) -> u32 {
-        self.machine.0.id()
+        self.process.0.id()
     }
 }
 
@@ -153,7 +154,8 @@ fn serve_files(folder: &Path, run_dir: &Path, socket: &str) -> Result<Process> {
     let path = run_dir.join(socket);
     // Left behind by a run that was killed.
     let _ = fs::remove_file(&path);
-    let listener = listen(run_dir, socket)?;
+    let listener = at(&path, |path| UnixListener::bind(path))
+        .with_context(|| format!("cannot listen at {}", path.display()))?;
     let mut server = dying_with_us(VIRTIOFSD);
     server
         .args(["--fd=0", "-o", "sandbox=chroot", "-o", "cache=auto"])
@@ -162,16 +164,6 @@ fn serve_files(folder: &Path, run_dir: &Path, socket: &str) -> Result<Process> {
         .current_dir(run_dir)
         .stdin(OwnedFd::from(listener));
     spawn(&mut server, &run_dir.join(format!("{socket}.log"))).context("cannot run virtiofsd")
-}
-
-/// A listening socket in a folder whose path may be longer than a socket's may.
-fn listen(folder: &Path, name: &str) -> Result<UnixListener> {
-    let handle = File::open(folder)?;
-    let path = format!(
-        "/proc/self/fd/{}/{name}",
-        std::os::fd::AsRawFd::as_raw_fd(&handle)
-    );
-    UnixListener::bind(path).with_context(|| format!("cannot listen in {}", folder.display()))
 }
 
 fn machine(config: &QemuConfig<'_>) -> Command {
