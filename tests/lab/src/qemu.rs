@@ -156,7 +156,15 @@ fn serve_files(folder: &Path, run_dir: &Path, socket: &str) -> Result<Process> {
     let _ = fs::remove_file(&path);
     let listener = at(&path, |path| UnixListener::bind(path))
         .with_context(|| format!("cannot listen at {}", path.display()))?;
-    let mut server = dying_with_us(VIRTIOFSD);
+    let mut server = if rustix::process::geteuid().is_root() {
+        dying_with_us(VIRTIOFSD)
+    } else {
+        // It wants to be root, and is in a user namespace; `setpriv` last, for new rights revoke what it sets.
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", "--map-root-user"]);
+        unshare.args(["setpriv", "--pdeathsig", "KILL", VIRTIOFSD]);
+        unshare
+    };
     server
         .args(["--fd=0", "-o", "sandbox=chroot", "-o", "cache=auto"])
         .args(["-o", "log_level=err", "-o"])

@@ -27,11 +27,21 @@ mount -t tmpfs -o mode=755 tmpfs /rw
 mkdir /rw/upper /rw/work
 mount -t overlay -o lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work root /tree ||
     fail "the overlay cannot be mounted"
+# A file server without root's rights cannot open other users' files the way an overlay does (O_NOATIME). Then the tree
+# is read-only, save /tmp where that does not hide the agent.
+chroot /tree /bin/true 2>/dev/null || {
+    umount /tree
+    mount -o bind /lower /tree
+    case $(cat /lib/agent) in
+    /tmp/*) ;;
+    *) mount -t tmpfs -o mode=1777 tmpfs /tree/tmp ;;
+    esac
+}
 
 for folder in dev proc sys run tmp; do
-    mkdir -p "/tree/$folder"
+    [ -d "/tree/$folder" ] || mkdir "/tree/$folder"
 done
-chmod 1777 /tree/tmp
+chmod 1777 /tree/tmp 2>/dev/null
 mount -t devtmpfs dev /tree/dev
 mkdir -p /tree/dev/pts /tree/dev/shm /tree/dev/net
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /tree/dev/pts
