@@ -134,7 +134,11 @@ fn fetch(packages: &Packages, version: Version, folder: &Path) -> Result<()> {
         );
     }
     fs::remove_file(&payload).context("cannot remove the payload file")?;
-    fs::rename(&partial, folder).with_context(|| format!("cannot create {}", folder.display()))
+    match fs::rename(&partial, folder) {
+        // Another run was faster.
+        Err(_) if folder.exists() => fs::remove_dir_all(&partial).context("cannot tidy up"),
+        other => other.with_context(|| format!("cannot create {}", folder.display())),
+    }
 }
 
 /// The kernel package that the metapackage depends on.

@@ -1,7 +1,7 @@
 //! The Debian packages the lab needs: installed where missing, by root or sudo.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +17,7 @@ pub(crate) const BASE: &[&str] = &["busybox-static", "lz4", "xz-utils", "zstd"];
 pub(crate) struct Packages {
     /// What leads to root rights: nothing for root, `sudo -n` where that works.
     privilege: Option<Vec<&'static str>>,
-    lists: std::path::PathBuf,
+    lists: PathBuf,
 }
 
 impl Packages {
@@ -79,7 +79,9 @@ impl Packages {
         say::step("fetching package lists", || {
             run(self.apt()?.args(["update", "-qq"])).map(drop)
         })?;
-        std::fs::write(&self.lists, "")
+        let folder = self.lists.parent().context("no folder for the lab")?;
+        std::fs::create_dir_all(folder)
+            .and_then(|()| std::fs::write(&self.lists, ""))
             .with_context(|| format!("cannot write {}", self.lists.display()))
     }
 
@@ -88,7 +90,15 @@ impl Packages {
             .privilege
             .as_deref()
             .context("apt-get needs root, or sudo without a password")?;
-        let words = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y"];
+        // A machine that has just started may be installing something else.
+        let words = [
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "-y",
+            "-o",
+            "DPkg::Lock::Timeout=600",
+        ];
         let mut words = privilege.iter().chain(&words);
         let mut command = Command::new(words.next().context("no command")?);
         command.args(words).stdin(Stdio::null());
