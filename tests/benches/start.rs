@@ -6,15 +6,16 @@
 
 #![allow(clippy::print_stdout, reason = "the figures are this program's output")]
 
+use std::cmp::Ordering;
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{env, fs, io, thread};
 
 use ampoule_tests::guests;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 /// Runs of each kind, unless `--runs` says otherwise.
@@ -87,8 +88,8 @@ fn main() -> Result<()> {
         println!("{row}");
     }
     println!(
-        "guest RAM is a mapping of {} KiB named {:?}, of which {:.2} MB are present",
-        memory.ram_kib, memory.ram_name, memory.ram_mb
+        "guest RAM left out of the PSS: {:.2} MB present, in mappings: {}",
+        memory.ram_mb, memory.ram_mappings
     );
     let rows: Vec<Value> = rows.iter().map(Row::json).collect();
     println!("{}", json!({ "runs": runs, "figures": rows }));
@@ -215,8 +216,7 @@ struct IdleMemory {
     vmm_mb: f64,
     /// Guest RAM that is present.
     ram_mb: f64,
-    ram_kib: u64,
-    ram_name: String,
+    ram_mappings: usize,
 }
 
 fn idle_memory(ampoule: &Path) -> Result<IdleMemory> {
@@ -224,46 +224,82 @@ fn idle_memory(ampoule: &Path) -> Result<IdleMemory> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()?;
-    thread::sleep(SETTLE);
-    let ended = child.try_wait()?;
-    let smaps = fs::read_to_string(format!("/proc/{}/smaps", child.id()));
+    let smaps = idle_smaps(&mut child);
     child.kill()?;
     child.wait()?;
-    ensure!(ended.is_none(), "ampoule ended by itself: {ended:?}");
     split_smaps(&smaps?)
 }
 
-/// Splits proc_pid_smaps(5) into guest RAM, which is the mapping of at least the guest's size, and all the rest.
+/// Waits until the vCPU's thread runs, and some time more for it to come to rest.
+fn idle_smaps(child: &mut Child) -> Result<String> {
+    let process = PathBuf::from(format!("/proc/{}", child.id()));
+    let is_vcpu = |thread: io::Result<fs::DirEntry>| {
+        let name = fs::read_to_string(thread?.path().join("comm"))?;
+        Ok::<_, io::Error>(name.trim() == "vcpu0")
+    };
+    while !fs::read_dir(process.join("task"))?.any(|thread| is_vcpu(thread).unwrap_or(false)) {
+        ensure!(child.try_wait()?.is_none(), "ampoule ended by itself");
+        thread::sleep(Duration::from_millis(10));
+    }
+    thread::sleep(SETTLE);
+    ensure!(child.try_wait()?.is_none(), "ampoule ended by itself");
+    Ok(fs::read_to_string(process.join("smaps"))?)
+}
+
+/// A mapping of a process.
+struct Mapping {
+    start: u64,
+    end: u64,
+    pss_kib: u64,
+}
+
+/// Splits proc_pid_smaps(5) into guest RAM and all the rest. Guest RAM is the mapping, or the mappings side by side, of the
+/// guest's size: parts of it may have advice of their own, which makes them mappings of their own.
 fn split_smaps(smaps: &str) -> Result<IdleMemory> {
-    let mut total_kib = 0;
-    let mut name = String::new();
-    let mut size = 0;
-    let mut ram = Vec::new();
+    let mut mappings: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words[..] {
-            ["Size:", kib, _] => size = kib.parse::<u64>()?,
-            ["Pss:", kib, _] => {
-                let pss = kib.parse::<u64>()?;
-                total_kib += pss;
-                if size >= MEMORY_MIB << 10 {
-                    ram.push((size, pss, name.clone()));
-                }
-            }
-            // A mapping's head: range, rights, offset, device, inode, name.
-            [range, _, _, _, _, ref rest @ ..] if range.contains('-') => name = rest.join(" "),
-            _ => {}
+        let Some((first, rest)) = line.split_once(' ') else {
+            continue;
+        };
+        if first == "Pss:" {
+            let kib = rest.trim().trim_end_matches(" kB").parse()?;
+            mappings.last_mut().context("no mapping")?.pss_kib = kib;
+        } else if let Some((start, end)) = first.split_once('-') {
+            mappings.push(Mapping {
+                start: u64::from_str_radix(start, 16)?,
+                end: u64::from_str_radix(end, 16)?,
+                pss_kib: 0,
+            });
         }
     }
-    let [(ram_kib, ram_pss, ram_name)] = &ram[..] else {
-        bail!("expected one mapping of {MEMORY_MIB} MiB or more, found {ram:?}");
-    };
+    let ram = (0..mappings.len())
+        .find_map(|first| guest_ram(&mappings[first..]))
+        .with_context(|| format!("no {MEMORY_MIB} MiB of guest RAM in\n{smaps}"))?;
+    let pss = |mappings: &[Mapping]| mappings.iter().map(|mapping| mapping.pss_kib).sum::<u64>();
+    let mb = |kib: u64| kib as f64 * 1024.0 / 1e6;
     Ok(IdleMemory {
-        vmm_mb: (total_kib - ram_pss) as f64 * 1024.0 / 1e6,
-        ram_mb: *ram_pss as f64 * 1024.0 / 1e6,
-        ram_kib: *ram_kib,
-        ram_name: ram_name.clone(),
+        vmm_mb: mb(pss(&mappings) - pss(ram)),
+        ram_mb: mb(pss(ram)),
+        ram_mappings: ram.len(),
     })
+}
+
+/// The first mappings, if they lie side by side and are together as large as the guest's RAM.
+fn guest_ram(mappings: &[Mapping]) -> Option<&[Mapping]> {
+    let start = mappings.first()?.start;
+    let mut end = start;
+    for (index, mapping) in mappings.iter().enumerate() {
+        if mapping.start != end {
+            return None;
+        }
+        end = mapping.end;
+        match (end - start).cmp(&(MEMORY_MIB << 20)) {
+            Ordering::Less => {}
+            Ordering::Equal => return Some(&mappings[..=index]),
+            Ordering::Greater => return None,
+        }
+    }
+    None
 }
 
 /// The runs of one kind.
