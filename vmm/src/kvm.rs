@@ -168,8 +168,8 @@ impl Kvm {
 
     /// Creates a VM with an in-kernel interrupt controller and the given RAM.
     ///
-    /// Memory goes in before any vCPU exists: a slot added later makes KVM wait for every vCPU's grace period, which costs
-    /// milliseconds.
+    /// Memory goes in first, before the interrupt controller and any vCPU: a slot added later makes KVM wait for a grace
+    /// period of their readers, which costs milliseconds (docs/performance.md).
     pub(crate) fn create_vm(&self, ram: &GuestRam, vcpus: u32) -> Result<VmFd, KvmError> {
         let max = self.fd.get_max_vcpus();
         if vcpus as usize > max {
@@ -181,10 +181,11 @@ impl Kvm {
             .map_err(KvmError::ioctl("place its identity map"))?;
         fd.set_tss_address(layout::KVM_TSS_ADDRESS as usize)
             .map_err(KvmError::ioctl("place its task state segment"))?;
-        fd.create_irq_chip()
-            .map_err(KvmError::ioctl("create an interrupt controller"))?;
         let vm = VmFd { fd };
         vm.add_memory(ram)?;
+        vm.fd
+            .create_irq_chip()
+            .map_err(KvmError::ioctl("create an interrupt controller"))?;
         Ok(vm)
     }
 

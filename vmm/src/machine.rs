@@ -125,6 +125,7 @@ fn load_kernel(config: &VmConfig, ram: &GuestRam) -> Result<LoadedGuest, Error> 
     let path = config.kernel.as_deref().unwrap_or_else(|| "".as_ref());
     let kernel = kernel::load(path, config.entry, ram)?;
     log::info!("kernel {}: {}", path.display(), kernel.path_taken);
+    kernel::check_cmdline(&kernel, path, &config.full_cmdline())?;
     let initrd = match &config.initrd {
         Some(path) => Some(kernel::initrd::load(path, ram, &kernel)?),
         None => None,
