@@ -112,7 +112,8 @@ pub(crate) fn the_platform_is_found() {
             "{question}: no {expected:?} in {said}"
         );
     };
-    let clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    // Where the TSC is invariant, Linux prefers it; it knows of the other all the same.
+    let clock = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
     answer(&format!("cat {clock}"), "kvm-clock");
     answer(
         "cat /sys/devices/system/clockevents/clockevent0/current_device",
