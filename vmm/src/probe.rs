@@ -32,11 +32,12 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, block_signal};
 use crate::kvm::{KvmError, software_module};
 use guest::{FAULT_PORT, GUESTS, Guest, KERNEL_CODE, KERNEL_DATA, LAYOUT, VERDICT_PORT};
 
-/// How long one probe may take: a hundred times what the slowest emulation of a whole machine needs.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one probe may take. It needs less than a millisecond; but to make and to end a VM waits for grace periods of the
+/// host's kernel, which on a machine that is short of processors were seen to take seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the thread of an interrupted probe may take to come back, before it is left behind.
-const LAST_PATIENCE: Duration = Duration::from_secs(2);
+const LAST_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why the host's KVM could not be probed.
 #[derive(Debug, thiserror::Error)]
