@@ -203,10 +203,6 @@ fn end(process: &mut Child) {
 
 /// What a command names and so should find in the machine: its program, looked up in `PATH`, and
 /// each argument (or what follows its `=` or `:`) that is the path of something here.
-#[allow(
-    dead_code,
-    reason = "for the commands that start a lab host for one command line"
-)]
 pub(crate) fn named_in(command: &[OsString]) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     if let Some(program) = command
