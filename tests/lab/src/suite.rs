@@ -251,8 +251,8 @@ impl<'a> Suite<'a> {
             &HostConfig {
                 cpu,
                 kernel: Version::V6_1,
-                // With two, guests that run side by side were seen to triple-fault at random places: QEMU emulates
-                // AMD-V on several threads at once less well than on one.
+                // With two, guests that run side by side were seen to triple-fault at random places, with one not. The
+                // cause is not known yet.
                 cpus: 1,
                 memory_mib: 4096,
                 read_write: Vec::new(),
