@@ -47,6 +47,17 @@ pub struct Test {
     pub run: fn(),
 }
 
+/// A list of [`Test`]s: each function by its module and itself.
+#[macro_export]
+macro_rules! tests {
+    ($($module:ident: $($test:ident)*;)*) => {
+        vec![$($($crate::harness::Test {
+            name: concat!(stringify!($module), "::", stringify!($test)),
+            run: $module::$test,
+        },)*)*]
+    };
+}
+
 /// Runs what the command line chooses of `tests`, all of which have the same needs.
 pub fn main(needs: Needs, tests: Vec<Test>, ampoule: &Path) -> ExitCode {
     let arguments = Arguments::from_args();

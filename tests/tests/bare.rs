@@ -16,20 +16,10 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use ampoule_tests::harness::{self, Needs, Test};
-
-/// Names each function by its module and itself.
-macro_rules! tests {
-    ($($module:ident: $($test:ident)*;)*) => {
-        vec![$($(Test {
-            name: concat!(stringify!($module), "::", stringify!($test)),
-            run: $module::$test,
-        },)*)*]
-    };
-}
+use ampoule_tests::harness::{self, Needs};
 
 fn main() -> ExitCode {
-    let tests = tests! {
+    let tests = ampoule_tests::tests! {
         ends:
             a_guest_that_powers_off_gives_0_and_silence
             a_reset_by_acpi_gives_0

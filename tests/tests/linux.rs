@@ -14,20 +14,10 @@ mod guest;
 
 use std::process::ExitCode;
 
-use ampoule_tests::harness::{self, Needs, Test};
-
-/// Names each function by its module and itself.
-macro_rules! tests {
-    ($($module:ident: $($test:ident)*;)*) => {
-        vec![$($(Test {
-            name: concat!(stringify!($module), "::", stringify!($test)),
-            run: $module::$test,
-        },)*)*]
-    };
-}
+use ampoule_tests::harness::{self, Needs};
 
 fn main() -> ExitCode {
-    let tests = tests! {
+    let tests = ampoule_tests::tests! {
         boot:
             linux_6_1_bzimage_decompressed_on_the_host
             linux_6_1_bzimage_by_the_64_bit_protocol
