@@ -3,9 +3,13 @@
 //! Strings become typed configuration here and nowhere else, and only here is anything printed, handled or exited. `run`
 //! and `doctor` hold the commands; `report` is the one printer of errors.
 
+#![cfg_attr(not(test), no_main)]
+
 mod args;
 mod config_file;
 mod doctor;
+#[cfg(not(test))]
+mod entry;
 mod logger;
 mod paint;
 mod report;
@@ -16,7 +20,6 @@ mod timeline;
 mod usage;
 
 use std::ffi::OsStr;
-use std::process::ExitCode;
 
 use ampoule_vmm::Timeline;
 use clap::{CommandFactory, Parser};
@@ -27,28 +30,11 @@ use report::Failure;
 /// `ampoule` itself or the host failed.
 const EXIT_FAILURE: u8 = 125;
 
-fn main() -> ExitCode {
-    // First of all: the timeline starts with the process.
-    let timeline = Timeline::since_process_start();
-    use_one_malloc_arena();
-    let code = dispatch(timeline).unwrap_or_else(|failure| {
-        failure.print();
-        EXIT_FAILURE
-    });
-    ExitCode::from(code)
-}
-
-/// Keeps the C library from making each thread an arena of its own: four system calls and two pages for every vCPU thread,
-/// which hardly allocates.
-fn use_one_malloc_arena() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no other thread exists yet, and the call takes no pointer. What it returns says only whether glibc knows the
-    // parameter.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
+/// Does what the command line says; the result is the process's exit code.
+#[cfg_attr(
+    test,
+    allow(dead_code, reason = "called by the entry, which tests do not have")
+)]
 fn dispatch(timeline: Timeline) -> Result<u8, Failure> {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
