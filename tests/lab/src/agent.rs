@@ -344,10 +344,13 @@ fn start_on_terminal(spec: &Spec, size: WindowSize) -> io::Result<Started> {
         .stdin(theirs.try_clone()?)
         .stdout(theirs.try_clone()?)
         .stderr(Stdio::from(theirs));
-    // SAFETY: between fork and exec only system calls may be made, no lock taken and nothing allocated; these are two
-    // system calls, on the terminal that is standard input by then.
+    // SAFETY: between fork and exec only system calls may be made, no lock taken and nothing allocated; these are four
+    // system calls, two of them on the terminal that is standard input by then.
     unsafe {
         command.pre_exec(|| {
+            // What was started in the background ignores them, and its children would, too: ^C must work here.
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
             rustix::process::setsid()?;
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
             Ok(())
