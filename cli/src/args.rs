@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ampoule_vmm::config::{
-    HugePages, KernelEntry, MemoryBacking, MemorySize, OnReboot, SerialConfig, Span, VmConfig,
+    DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, OnReboot, SerialConfig, Span,
+    VmConfig,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -17,8 +18,11 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::Error as ValueError;
 
+use crate::disk_arg;
+
 const GUEST: &str = "Guest";
 const MACHINE: &str = "Machine";
+const DEVICES: &str = "Devices";
 const CONSOLE: &str = "Console";
 const LIFE: &str = "Life and death";
 const INSIGHT: &str = "Insight";
@@ -37,6 +41,7 @@ Examples:
   ampoule run --kernel /boot/vmlinuz-$(uname -r) --initrd initramfs.cpio.gz
   ampoule run --kernel vmlinux --memory 2G --cpus 4 --append quiet
   ampoule run --kernel vmlinuz --initrd test.cpio --serial file:console.log --timeout 60s
+  ampoule run --kernel vmlinuz --initrd i.cpio --disk path=data.img,size=10G
   ampoule run --kernel vmlinuz --memory 1G --print-config > vm.toml
   ampoule run --config vm.toml --timeline -
 
@@ -137,6 +142,18 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "KIND", help_heading = MACHINE, value_parser = backing_parser())]
     memory_backing: Option<MemoryBacking>,
 
+    /// A disk, as path=IMAGE with more keys after commas; several times for several disks
+    ///
+    /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates a sparse image
+    /// where there is none; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
+    /// serial=TEXT; id=NAME, for messages; queues=N; lock=off to share a disk at one's own risk. The image is raw, whatever it
+    /// holds. A comma in a value is doubled.
+    #[arg(long, value_name = "path=IMAGE,…", help_heading = DEVICES, value_parser = disk_arg::parse)]
+    disk: Vec<DiskConfig>,
+    /// An entropy device, fed by the host's random number generator [default: on]
+    #[arg(long, value_name = "on|off", help_heading = DEVICES, action = clap::ArgAction::Set, value_parser = on_off_parser())]
+    rng: Option<bool>,
+
     /// Where the guest's first serial port leads: stdio, null, file:PATH or socket:PATH [default: stdio]
     #[arg(long, value_name = "WHERE", help_heading = CONSOLE, value_parser = ValueParser::new(SerialConfig::from_str))]
     serial: Option<SerialConfig>,
@@ -214,6 +231,10 @@ impl RunArgs {
         set(&mut vm.on_reboot, self.on_reboot);
         set(&mut vm.grace, self.grace);
         vm.timeout = self.timeout.or(vm.timeout.take());
+        set(&mut vm.rng, self.rng);
+        if !self.disk.is_empty() {
+            vm.disk = self.disk;
+        }
         *timeline = self.timeline.or(timeline.take());
         set(log_level, self.log_level);
     }
@@ -271,6 +292,12 @@ fn backing_parser() -> ValueParser {
     ])
 }
 
+fn on_off_parser() -> ValueParser {
+    PossibleValuesParser::new(["on", "off"])
+        .map(|value| value == "on")
+        .into()
+}
+
 fn on_reboot_parser() -> ValueParser {
     named::<OnReboot>(&[
         ("exit", "The run ends with exit status 0"),
@@ -316,7 +343,7 @@ mod tests {
     fn every_flag_reaches_its_field() {
         let args = "--kernel k --initrd i --cmdline c --append a --entry pvh --cpus 3 --memory 2G --hugepages 2M \
                     --memory-backing shared --serial file:log --on-reboot restart --grace 1500ms --timeout 2m \
-                    --timeline t.json --log-level debug";
+                    --timeline t.json --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly";
         let args: Vec<_> = args.split_whitespace().collect();
         let expected = RunConfig {
             vm: VmConfig {
@@ -333,6 +360,14 @@ mod tests {
                 on_reboot: OnReboot::Restart,
                 grace: "1500ms".parse().unwrap(),
                 timeout: Some("2m".parse().unwrap()),
+                rng: false,
+                disk: vec![
+                    DiskConfig::new("a.img"),
+                    DiskConfig {
+                        readonly: true,
+                        ..DiskConfig::new("b.img")
+                    },
+                ],
             },
             timeline: Some("t.json".into()),
             log_level: LevelFilter::Debug,
@@ -351,6 +386,8 @@ mod tests {
             ["--entry", "bios"],
             ["--on-reboot", "sleep"],
             ["--log-level", "loud"],
+            ["--rng", "maybe"],
+            ["--disk", "root.img"],
         ] {
             assert!(parse(&args).is_err(), "{args:?}");
         }

@@ -7,6 +7,7 @@
 
 mod args;
 mod config_file;
+mod disk_arg;
 mod doctor;
 #[cfg(not(test))]
 mod entry;

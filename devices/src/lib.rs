@@ -14,3 +14,4 @@ pub mod bus;
 pub mod console;
 pub mod interrupt;
 pub mod legacy;
+pub mod virtio;

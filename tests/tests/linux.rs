@@ -11,6 +11,8 @@ mod driver;
 mod ends;
 #[path = "linux/guest.rs"]
 mod guest;
+#[path = "linux/virtio.rs"]
+mod virtio;
 
 use std::process::ExitCode;
 
@@ -47,6 +49,9 @@ fn main() -> ExitCode {
             sigterm_presses_the_power_button
             a_deadline_gives_124
             the_timeline_marks_init;
+        virtio:
+            disks_are_read_and_written
+            the_entropy_device_feeds_hwrng;
     };
     harness::main(Needs::LinuxGuests, tests, driver::ampoule())
 }

@@ -19,10 +19,16 @@ use ampoule_devices::legacy::pvpanic::{PvPanic, PvPanicEvent};
 use ampoule_devices::legacy::rtc::Rtc;
 use ampoule_devices::legacy::serial::Serial;
 
+use ampoule_devices::virtio::transport::mmio::{MmioTransport, register};
+
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::handle::Shared;
+use crate::io_thread::IoThread;
 use crate::kvm::VmFd;
+use crate::memory::GuestRam;
+use crate::resource_allocator::ResourceAllocator;
+use crate::virtio::NamedDevice;
 
 /// The devices of one machine.
 pub(crate) struct DeviceManager {
@@ -93,6 +99,39 @@ impl DeviceManager {
         let debug = (layout::DEBUG_PORT, 1);
         manager.add_port(DeviceKind::DebugPort, debug, None, Arc::new(debug_port))?;
         Ok(manager)
+    }
+
+    /// Adds virtio devices, each with registers and an interrupt line of its own.
+    pub(crate) fn add_virtio(
+        &mut self,
+        vm: &VmFd,
+        ram: &GuestRam,
+        host: &Arc<IoThread>,
+        devices: Vec<NamedDevice>,
+    ) -> Result<(), Error> {
+        let mut resources = ResourceAllocator::default();
+        for (name, device) in devices {
+            let slot = resources.slot()?;
+            let irq = Arc::new(line(vm, slot.gsi)?);
+            let transport = MmioTransport::new(name, device, ram.clone(), host.clone(), irq)
+                .map_err(Error::host("virtio device"))?;
+            for (index, event) in (0..).zip(transport.notifications()) {
+                vm.register_ioevent(event, slot.base + register::QUEUE_NOTIFY, index)?;
+            }
+            let size = layout::VIRTIO_MMIO_SLOT_SIZE;
+            self.mmio
+                .insert(slot.base, size, Arc::new(transport))
+                .map_err(Error::platform("devices"))?;
+            self.descriptions.push(DeviceInfo {
+                kind: DeviceKind::VirtioMmio,
+                range: AddressRange::Mmio {
+                    base: slot.base,
+                    size,
+                },
+                gsi: Some(slot.gsi),
+            });
+        }
+        Ok(())
     }
 
     fn add_port(

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use ampoule_devices::backend::disk::DiskError;
+
 use crate::config::ConfigError;
 use crate::kernel::KernelError;
 use crate::kvm::KvmError;
@@ -48,6 +50,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A disk image cannot be used.
+    #[error("cannot use a disk")]
+    Disk(#[from] DiskError),
+    /// There are more virtio devices than interrupt lines.
+    #[error("a VM has at most {max} virtio devices")]
+    TooManyDevices {
+        /// The most.
+        max: usize,
+    },
     /// The host refused a thread, an event or another small thing that every VM needs.
     #[error("cannot create the {what}")]
     Host {
@@ -67,6 +78,7 @@ impl Error {
             Self::Kvm(err) => err.remedy(),
             Self::Memory(err) => err.remedy(),
             Self::Kernel(err) => err.remedy(),
+            Self::Disk(err) => err.remedy(),
             Self::Serial {
                 source,
                 what: "socket",
@@ -75,7 +87,10 @@ impl Error {
                 "another process has it, or left it behind: remove the file, or name another"
                     .into(),
             ),
-            Self::Vcpu(_) | Self::Platform { .. } | Self::Serial { .. } => None,
+            Self::Vcpu(_)
+            | Self::Platform { .. }
+            | Self::Serial { .. }
+            | Self::TooManyDevices { .. } => None,
             Self::Host { source, .. } => match source.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE) => {
                     Some("the limit of open files is reached: raise it with ulimit -n".into())

@@ -5,7 +5,8 @@
 //! [`kick_signal`] names.
 //!
 //! # Threads
-//! One thread for each vCPU runs guest code and answers its accesses to devices; one control thread owns the machine, moves
+//! One thread for each vCPU runs guest code and answers its accesses to devices; one I/O thread moves the data of virtio devices;
+//! one control thread owns the machine, moves
 //! console bytes and keeps deadlines. All exist before the guest's first instruction.
 
 #![deny(missing_docs)]
@@ -22,10 +23,13 @@ mod error;
 mod exit;
 mod guest_watch;
 mod handle;
+mod io_thread;
 mod kvm;
 mod machine;
 mod memory;
+mod resource_allocator;
 mod vcpu;
+mod virtio;
 mod vm;
 
 pub use control::ControlSource;

@@ -16,10 +16,12 @@ use crate::config::VmConfig;
 use crate::device_manager::DeviceManager;
 use crate::error::Error;
 use crate::handle::Shared;
+use crate::io_thread::IoThread;
 use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
 use crate::memory::{self, GuestRam};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
+use crate::virtio;
 
 /// What a machine is built from, and what outlives it.
 pub(crate) struct Blueprint {
@@ -40,6 +42,8 @@ pub(crate) struct Machine {
     threads: Vec<VcpuThread>,
     vcpus: Vec<Vcpu>,
     pub(crate) devices: DeviceManager,
+    /// Where virtio devices work; none in a machine without.
+    io: Option<Arc<IoThread>>,
     _vm: VmFd,
     _ram: GuestRam,
 }
@@ -63,7 +67,15 @@ impl Machine {
         let kernel = load_kernel(config, &ram)?;
         timeline.host("kernel-loaded");
 
-        let devices = DeviceManager::new(&vm, shared, output, input_space)?;
+        let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
+        let virtio = virtio::devices(config)?;
+        let io = if virtio.is_empty() {
+            None
+        } else {
+            let io = Arc::new(IoThread::new().map_err(Error::host("I/O thread"))?);
+            devices.add_virtio(&vm, &ram, &io, virtio)?;
+            Some(io)
+        };
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
 
@@ -87,6 +99,7 @@ impl Machine {
             threads: Vec::new(),
             vcpus,
             devices,
+            io,
             _vm: vm,
             _ram: ram,
         })
@@ -95,6 +108,9 @@ impl Machine {
     /// Starts the vCPU threads. The first vCPU's comes last: until it runs, the others wait inside KVM, so that every
     /// thread exists before the guest's first instruction.
     pub(crate) fn start(&mut self) -> Result<(), Error> {
+        if let Some(io) = &self.io {
+            io.start().map_err(Error::host("I/O thread"))?;
+        }
         while let Some(vcpu) = self.vcpus.pop() {
             self.threads
                 .push(vcpu.spawn().map_err(Error::host("vCPU thread"))?);

@@ -1,3 +1,4 @@
 //! What devices stand on, on the host's side: descriptors, later disk images, taps and sockets.
 
+pub mod disk;
 pub mod fd_sink;

@@ -25,7 +25,21 @@ exec sh </dev/ttyS0 >/dev/ttyS0 2>&1
 "#;
 
 /// Modules of 6.1 that the tests load; those of 6.12 are compressed, and none of the tests needs them.
-const MODULES: &[&str] = &["button", "evdev", "pvpanic", "pvpanic-mmio"];
+const MODULES: &[&str] = &[
+    "button",
+    "evdev",
+    "pvpanic",
+    "pvpanic-mmio",
+    "virtio",
+    "virtio_ring",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio-rng",
+];
+
+/// A shell command that loads the modules of virtio.
+pub(crate) const LOAD_VIRTIO: &str = "for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng; do \
+     test -e /lib/$m.ko && insmod /lib/$m.ko; done";
 
 /// The initramfs, made once.
 fn initramfs() -> &'static Path {

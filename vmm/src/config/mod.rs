@@ -3,6 +3,7 @@
 //! The command line, a TOML or JSON file and an embedding program all build a [`VmConfig`]; a field has the same name in
 //! all three (kebab-case outside Rust). [`VmConfig::validate`] is the only judge of it.
 
+mod disk;
 mod units;
 mod validate;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use crate::kernel::KernelEntry;
+pub use disk::{CacheMode, DiskConfig};
 pub use units::{MemorySize, Span, UnitError};
 pub use validate::ConfigError;
 
@@ -69,6 +71,11 @@ pub struct VmConfig {
     /// The VM is stopped when it has run for this long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+    /// Whether the guest has an entropy device.
+    pub rng: bool,
+    /// The disks, in the order in which the guest sees them: `/dev/vda`, `/dev/vdb` and so on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disk: Vec<DiskConfig>,
 }
 
 impl Default for VmConfig {
@@ -87,6 +94,8 @@ impl Default for VmConfig {
             on_reboot: OnReboot::default(),
             grace: Span::from(Duration::from_secs(5)),
             timeout: None,
+            rng: true,
+            disk: Vec::new(),
         }
     }
 }
@@ -224,6 +233,7 @@ mod tests {
             hugepages: HugePages::Huge2M,
             on_reboot: OnReboot::Restart,
             timeout: Some(Span::from(Duration::from_secs(60))),
+            disk: vec![DiskConfig::new("root.img")],
             ..VmConfig::default()
         };
         let text = serde_json::to_string(&config).unwrap();

@@ -1,6 +1,12 @@
 //! The judge of a configuration: everything that can be said without asking the host.
 
+use std::collections::BTreeSet;
+
 use ampoule_arch::layout;
+use ampoule_devices::backend::disk::SECTOR;
+use ampoule_devices::virtio::block::MAX_QUEUES;
+
+use crate::resource_allocator::MAX_DEVICES;
 
 use super::{HugePages, MAX_CPUS, MemoryBacking, MemorySize, VmConfig};
 
@@ -42,6 +48,38 @@ pub enum ConfigError {
         /// The most that fits.
         max: usize,
     },
+    /// A disk's queues out of range.
+    #[error("a disk has 1 to {max} queues, and {name} asks for {queues}")]
+    DiskQueues {
+        /// The disk.
+        name: String,
+        /// What was asked for.
+        queues: u16,
+        /// The most.
+        max: u16,
+    },
+    /// A new disk's size that is none.
+    #[error("{name} would have {size}, which is not a positive multiple of 512 bytes")]
+    DiskSize {
+        /// The disk.
+        name: String,
+        /// What was asked for.
+        size: MemorySize,
+    },
+    /// Two disks with one name.
+    #[error("there are two disks named {name}")]
+    DiskName {
+        /// The name.
+        name: String,
+    },
+    /// More virtio devices than a machine has places for.
+    #[error("{count} virtio devices are more than the {max} that a VM has places for")]
+    TooManyDevices {
+        /// How many.
+        count: usize,
+        /// The most.
+        max: usize,
+    },
     /// A byte that cannot be in a command line.
     #[error("the kernel command line holds a NUL byte at offset {offset}")]
     CmdlineNul {
@@ -62,7 +100,12 @@ impl ConfigError {
                 let rounded = MemorySize::bytes(down.max(page.as_bytes()));
                 Some(format!("use for instance --memory {rounded}"))
             }
-            Self::CmdlineTooLong { .. } | Self::CmdlineNul { .. } => None,
+            Self::DiskName { .. } => Some("give each its own, with id=NAME".into()),
+            Self::DiskQueues { .. } => Some("more queues than vCPUs are of no use".into()),
+            Self::CmdlineTooLong { .. }
+            | Self::CmdlineNul { .. }
+            | Self::DiskSize { .. }
+            | Self::TooManyDevices { .. } => None,
         }
     }
 }
@@ -80,6 +123,7 @@ impl VmConfig {
             return Err(ConfigError::Cpus { cpus: self.cpus });
         }
         self.validate_memory()?;
+        self.validate_devices()?;
         let cmdline = self.full_cmdline();
         let max = layout::CMDLINE_MAX - 1;
         if cmdline.len() > max {
@@ -90,6 +134,33 @@ impl VmConfig {
         }
         if let Some(offset) = cmdline.bytes().position(|byte| byte == 0) {
             return Err(ConfigError::CmdlineNul { offset });
+        }
+        Ok(())
+    }
+
+    fn validate_devices(&self) -> Result<(), ConfigError> {
+        let count = self.disk.len() + usize::from(self.rng);
+        if count > MAX_DEVICES {
+            return Err(ConfigError::TooManyDevices {
+                count,
+                max: MAX_DEVICES,
+            });
+        }
+        let mut names = BTreeSet::new();
+        for (index, disk) in self.disk.iter().enumerate() {
+            let name = disk.name(index);
+            let (queues, max) = (disk.queues, MAX_QUEUES);
+            if !(1..=max).contains(&queues) {
+                return Err(ConfigError::DiskQueues { name, queues, max });
+            }
+            if let Some(size) = disk.size
+                && (size.as_bytes() == 0 || !size.as_bytes().is_multiple_of(SECTOR))
+            {
+                return Err(ConfigError::DiskSize { name, size });
+            }
+            if !names.insert(name.clone()) {
+                return Err(ConfigError::DiskName { name });
+            }
         }
         Ok(())
     }

@@ -1,0 +1,489 @@
+//! Raw disk images: a file or a block device of the host, byte for byte what the guest sees.
+//!
+//! An image is opened once, locked against other VMs, and read and written by offset, so that threads may share it. The
+//! format is what the configuration says, never what the content looks like: a guest can write any header it likes.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use thiserror::Error;
+use vm_memory::VolatileSlice;
+
+/// Bytes in a sector, the unit of every disk's size.
+pub const SECTOR: u64 = 512;
+
+/// The most pieces that one system call takes (IOV_MAX).
+const MAX_PIECES: usize = 1024;
+
+/// What a guest's disk is kept in. Any thread may call it, several at once.
+pub trait BlockBackend: Send + Sync {
+    /// Its size in bytes, a multiple of [`SECTOR`].
+    fn size(&self) -> u64;
+
+    /// Whether it may not be written.
+    fn is_read_only(&self) -> bool;
+
+    /// Fills all of `data` from `offset` on.
+    ///
+    /// # Errors
+    /// The host's; `data` may have been filled in part.
+    fn read_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `data` at `offset`.
+    ///
+    /// # Errors
+    /// The host's; a part may have been written.
+    fn write_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()>;
+
+    /// Returns when all that was written is on stable storage.
+    ///
+    /// # Errors
+    /// The host's. Once it has failed it always will: the host forgets what it lost, and a later success would be a lie.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Says that the content of a range is not needed; it may read as anything then.
+    ///
+    /// # Errors
+    /// The host's. A host that cannot give the space back is no error.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Makes a range read as zeroes, giving its space back if `unmap` and the host can.
+    ///
+    /// # Errors
+    /// The host's.
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+}
+
+/// How to open an image.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenDisk<'a> {
+    /// The file or block device.
+    pub path: &'a Path,
+    /// Whether the guest may not write.
+    pub read_only: bool,
+    /// Creates a sparse file of this many bytes, where there is none yet.
+    pub create_size: Option<u64>,
+    /// Takes a lock: exclusive for a disk that is written, shared for one that is read.
+    pub lock: bool,
+}
+
+/// Why a disk image cannot be used.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// The host does not open it.
+    #[error("cannot open disk \"{}\"", path.display())]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a directory, a FIFO or the like.
+    #[error("disk \"{}\" is {what}, not a file or a block device", path.display())]
+    NotADisk {
+        /// The image.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Another VM has it.
+    #[error("disk \"{}\" is in use by another process", path.display())]
+    Locked {
+        /// The image.
+        path: PathBuf,
+    },
+    /// It is empty, or does not consist of whole sectors.
+    #[error("disk \"{}\" has {size} bytes, which is not a positive multiple of {SECTOR}", path.display())]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+    },
+}
+
+impl DiskError {
+    /// What a person can do about it.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Open { path, source } => match source.kind() {
+                io::ErrorKind::NotFound => Some(format!(
+                    "--disk size=10G,path={} creates one",
+                    path.display()
+                )),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    Some("a disk that is only read needs ,readonly".into())
+                }
+                _ => None,
+            },
+            Self::Locked { .. } => Some(
+                "end the other VM, open it ,readonly in both, or share it at your own risk with ,lock=off"
+                    .into(),
+            ),
+            Self::Size { path, size } => {
+                let up = size.next_multiple_of(SECTOR).max(SECTOR);
+                Some(format!("truncate -s {up} {}", path.display()))
+            }
+            Self::NotADisk { .. } => None,
+        }
+    }
+}
+
+/// A raw image.
+#[derive(Debug)]
+pub struct RawDisk {
+    file: File,
+    size: u64,
+    read_only: bool,
+    flush_failed: AtomicBool,
+}
+
+impl RawDisk {
+    /// Opens, locks and measures an image.
+    ///
+    /// # Errors
+    /// [`DiskError`], naming the image.
+    pub fn open(options: &OpenDisk<'_>) -> Result<Self, DiskError> {
+        let path = options.path;
+        let failed = |source| DiskError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let mut open = OpenOptions::new();
+        // O_NONBLOCK: a FIFO is to be refused, not waited for.
+        open.read(true)
+            .write(!options.read_only)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let mut fresh = false;
+        let file = match (options.create_size, open.open(path)) {
+            (Some(_), Err(err)) if err.kind() == io::ErrorKind::NotFound => {
+                fresh = true;
+                open.create_new(true).open(path)
+            }
+            (_, result) => result,
+        }
+        .map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::NotADisk {
+                path: path.to_owned(),
+                what: what_it_is(kind),
+            });
+        }
+        if options.lock {
+            lock(&file, options.read_only).map_err(|err| match err.raw_os_error() {
+                Some(libc::EAGAIN | libc::EACCES) => DiskError::Locked {
+                    path: path.to_owned(),
+                },
+                _ => failed(err),
+            })?;
+        }
+        if let Some(size) = options.create_size.filter(|_| fresh) {
+            file.set_len(size).map_err(failed)?;
+        }
+        let size = if kind.is_block_device() {
+            use std::io::{Seek, SeekFrom};
+            (&file).seek(SeekFrom::End(0)).map_err(failed)?
+        } else {
+            file.metadata().map_err(failed)?.len()
+        };
+        if size == 0 || !size.is_multiple_of(SECTOR) {
+            return Err(DiskError::Size {
+                path: path.to_owned(),
+                size,
+            });
+        }
+        Ok(Self {
+            file,
+            size,
+            read_only: options.read_only,
+            flush_failed: AtomicBool::new(false),
+        })
+    }
+
+    fn transfer(
+        &self,
+        data: &[VolatileSlice<'_>],
+        mut offset: u64,
+        call: unsafe extern "C" fn(i32, *const libc::iovec, i32, libc::off_t) -> isize,
+    ) -> io::Result<()> {
+        let mut pieces: Vec<libc::iovec> = data
+            .iter()
+            .map(|slice| libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            })
+            .collect();
+        let mut rest = &mut pieces[..];
+        while !rest.is_empty() {
+            let count = rest.len().min(MAX_PIECES);
+            let at = libc::off_t::try_from(offset)
+                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+            // SAFETY: each piece is guest memory that `data` borrows for the time of the call. The guest may change it
+            // meanwhile, which is its own affair: no reference to it exists here.
+            let moved = unsafe { call(self.file.as_raw_fd(), rest.as_ptr(), count as i32, at) };
+            match usize::try_from(moved) {
+                // The file is shorter than it was.
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(moved) => {
+                    offset += moved as u64;
+                    rest = advance(rest, moved);
+                }
+                Err(_) => {
+                    let err = io::Error::last_os_error();
+                    if err.kind() != io::ErrorKind::Interrupted {
+                        return Err(err);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+        let range = |value: u64| {
+            libc::off_t::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+        };
+        let (offset, len) = (range(offset)?, range(len)?);
+        loop {
+            // SAFETY: takes no pointer.
+            let result = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) };
+            if result == 0 {
+                return Ok(());
+            }
+            let err = io::Error::last_os_error();
+            if err.kind() != io::ErrorKind::Interrupted {
+                return Err(err);
+            }
+        }
+    }
+
+    fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        let zeroes = [0; 64 << 10];
+        while len > 0 {
+            let now = len.min(zeroes.len() as u64);
+            self.file.write_all_at(&zeroes[..now as usize], offset)?;
+            offset += now;
+            len -= now;
+        }
+        Ok(())
+    }
+}
+
+impl BlockBackend for RawDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn read_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+        self.transfer(data, offset, libc::preadv)
+    }
+
+    fn write_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+        self.transfer(data, offset, libc::pwritev)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.flush_failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        self.file.sync_data().inspect_err(|_| {
+            self.flush_failed.store(true, Ordering::SeqCst);
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        match self.allocate(punch, offset, len) {
+            Err(err) if is_unsupported(&err) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let mode = if unmap {
+            libc::FALLOC_FL_PUNCH_HOLE
+        } else {
+            libc::FALLOC_FL_ZERO_RANGE
+        };
+        match self.allocate(mode | libc::FALLOC_FL_KEEP_SIZE, offset, len) {
+            Err(err) if is_unsupported(&err) => self.write_zero_bytes(offset, len),
+            result => result,
+        }
+    }
+}
+
+fn is_unsupported(err: &io::Error) -> bool {
+    matches!(
+        err.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV)
+    )
+}
+
+/// The pieces that are left after `moved` bytes.
+fn advance(mut pieces: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
+    while let Some(first) = pieces.first_mut() {
+        if moved < first.iov_len {
+            // Still inside the piece.
+            first.iov_base = first.iov_base.wrapping_byte_add(moved);
+            first.iov_len -= moved;
+            break;
+        }
+        moved -= first.iov_len;
+        pieces = &mut pieces[1..];
+    }
+    pieces
+}
+
+/// Locks the open file: the lock goes with the descriptor, whatever way the process ends.
+fn lock(file: &File, shared: bool) -> io::Result<()> {
+    let kind = if shared { libc::F_RDLCK } else { libc::F_WRLCK };
+    let range = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the pointer is to a valid `flock`, which is only read.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn what_it_is(kind: std::fs::FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a character device"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn options(path: &Path) -> OpenDisk<'_> {
+        OpenDisk {
+            path,
+            read_only: false,
+            create_size: None,
+            lock: true,
+        }
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let refused = |path: &Path| RawDisk::open(&options(path)).unwrap_err().to_string();
+        assert!(refused(folder.path()).contains("cannot open"));
+        assert!(refused(&path).contains("image"));
+        fs::write(&path, b"").unwrap();
+        assert!(refused(&path).contains("has 0 bytes"));
+        fs::write(&path, [0; 513]).unwrap();
+        let err = RawDisk::open(&options(&path)).unwrap_err();
+        assert!(
+            err.remedy().unwrap().starts_with("truncate -s 1024"),
+            "{err}"
+        );
+        let null = refused(Path::new("/dev/null"));
+        assert!(null.contains("a character device"), "{null}");
+        let fifo = folder.path().join("fifo");
+        let name = std::ffi::CString::new(fifo.to_str().unwrap()).unwrap();
+        // SAFETY: the pointer is to a string that ends with a zero byte.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        assert!(refused(&fifo).contains("a FIFO"));
+    }
+
+    #[test]
+    fn a_disk_that_is_written_is_one_vms_and_one_that_is_read_is_everybodys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        fs::write(&path, [7; 1024]).unwrap();
+        let reader = OpenDisk {
+            read_only: true,
+            ..options(&path)
+        };
+        let first = RawDisk::open(&reader).unwrap();
+        let second = RawDisk::open(&reader).unwrap();
+        let err = RawDisk::open(&options(&path)).unwrap_err();
+        assert!(matches!(err, DiskError::Locked { .. }), "{err}");
+        drop((first, second));
+        let writer = RawDisk::open(&options(&path)).unwrap();
+        assert!(matches!(
+            RawDisk::open(&reader).unwrap_err(),
+            DiskError::Locked { .. }
+        ));
+        RawDisk::open(&OpenDisk {
+            lock: false,
+            ..options(&path)
+        })
+        .unwrap();
+        drop(writer);
+        RawDisk::open(&options(&path)).unwrap();
+    }
+
+    #[test]
+    fn a_new_image_is_sparse_and_an_old_one_keeps_its_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let create = OpenDisk {
+            create_size: Some(1 << 30),
+            ..options(&path)
+        };
+        assert_eq!(RawDisk::open(&create).unwrap().size(), 1 << 30);
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(fs::metadata(&path).unwrap().blocks(), 0);
+        let again = OpenDisk {
+            create_size: Some(4096),
+            ..options(&path)
+        };
+        assert_eq!(RawDisk::open(&again).unwrap().size(), 1 << 30);
+    }
+
+    #[test]
+    fn data_goes_there_and_back_in_pieces() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let disk = RawDisk::open(&OpenDisk {
+            create_size: Some(1 << 20),
+            ..options(&path)
+        })
+        .unwrap();
+        let mut bytes: Vec<u8> = (0..5000).map(|n| n as u8).collect();
+        let expected = bytes.clone();
+        // More pieces than one call takes, and of odd sizes.
+        let pieces: Vec<_> = bytes.chunks_mut(3).map(VolatileSlice::from).collect();
+        disk.write_at(&pieces, 1).unwrap();
+        drop(pieces);
+        let mut back = vec![0; 5000];
+        disk.read_at(&[VolatileSlice::from(&mut back[..])], 1)
+            .unwrap();
+        assert_eq!(back, expected);
+        disk.flush().unwrap();
+        disk.write_zeroes(0, 4096, false).unwrap();
+        disk.discard(4096, 4096).unwrap();
+        disk.read_at(&[VolatileSlice::from(&mut back[..])], 1)
+            .unwrap();
+        assert!(back.iter().all(|byte| *byte == 0));
+        let beyond = disk.read_at(&[VolatileSlice::from(&mut back[..])], (1 << 20) - 1);
+        assert_eq!(beyond.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

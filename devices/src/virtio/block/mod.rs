@@ -1,0 +1,212 @@
+//! The block device. Virtio 1.2, section 5.2.
+//!
+//! [`request`] says what a driver asks for and carries it out on a [`BlockBackend`]; here is what surrounds it: features,
+//! configuration space, queues. A request that cannot be served ends with an error status, never with the device.
+
+mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::device::{
+    ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker, WorkerError,
+};
+use super::queue::{ActiveQueue, Chain};
+use crate::backend::disk::{BlockBackend, SECTOR};
+
+/// Feature bits (5.2.3).
+pub mod features {
+    /// `seg_max` is valid.
+    pub const SEG_MAX: u64 = 1 << 2;
+    /// The disk cannot be written.
+    pub const RO: u64 = 1 << 5;
+    /// `blk_size` is valid.
+    pub const BLK_SIZE: u64 = 1 << 6;
+    /// FLUSH is understood, and needed: there is a cache.
+    pub const FLUSH: u64 = 1 << 9;
+    /// The topology is valid.
+    pub const TOPOLOGY: u64 = 1 << 10;
+    /// More queues than one.
+    pub const MQ: u64 = 1 << 12;
+    /// DISCARD is understood.
+    pub const DISCARD: u64 = 1 << 13;
+    /// WRITE_ZEROES is understood.
+    pub const WRITE_ZEROES: u64 = 1 << 14;
+}
+
+/// When data that was written is on stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheMode {
+    /// After a FLUSH.
+    #[default]
+    Writeback,
+    /// When the write is done.
+    Writethrough,
+    /// When the host pleases: a FLUSH does nothing. For disks that nobody will miss.
+    Unsafe,
+}
+
+/// The most queues that a disk has.
+pub const MAX_QUEUES: u16 = 16;
+
+const QUEUE_SIZE: u16 = 256;
+/// Data segments in a request: a queue's descriptors but those of header and status.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+const CONFIG_SIZE: usize = 60;
+
+/// A disk, as its driver sees it, apart from its content.
+#[derive(Debug, Clone)]
+pub struct BlockConfig {
+    /// For messages.
+    pub name: String,
+    /// What GET_ID returns; at most 20 bytes of it.
+    pub serial: String,
+    /// When data is safe.
+    pub cache: CacheMode,
+    /// Number of queues, 1 to [`MAX_QUEUES`].
+    pub queues: u16,
+}
+
+/// The block device.
+pub struct Block {
+    config: BlockConfig,
+    backend: Arc<dyn BlockBackend>,
+    queue_sizes: Vec<u16>,
+    errors: Arc<ErrorLog>,
+}
+
+impl Block {
+    /// A disk kept in `backend`.
+    pub fn new(config: BlockConfig, backend: Arc<dyn BlockBackend>) -> Self {
+        let queues = config.queues.clamp(1, MAX_QUEUES);
+        Self {
+            errors: Arc::new(ErrorLog {
+                name: config.name.clone(),
+                count: AtomicU64::new(0),
+            }),
+            config,
+            backend,
+            queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
+        }
+    }
+
+    fn config_space(&self) -> [u8; CONFIG_SIZE] {
+        let mut space = [0; CONFIG_SIZE];
+        let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &(self.backend.size() / SECTOR).to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &(SECTOR as u32).to_le_bytes());
+        // The host's pages: blocks of 2^3 sectors.
+        put(24, &[3]);
+        put(26, &1_u16.to_le_bytes());
+        put(34, &(self.queue_sizes.len() as u16).to_le_bytes());
+        put(36, &request::MAX_DISCARD_SECTORS.to_le_bytes());
+        put(40, &request::MAX_SEGMENTS.to_le_bytes());
+        put(44, &1_u32.to_le_bytes());
+        put(48, &request::MAX_ZERO_SECTORS.to_le_bytes());
+        put(52, &request::MAX_SEGMENTS.to_le_bytes());
+        put(56, &[1]);
+        space
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> VirtioDeviceType {
+        VirtioDeviceType::BLOCK
+    }
+
+    fn device_features(&self) -> u64 {
+        use features::*;
+        let mut offered = SEG_MAX | BLK_SIZE | TOPOLOGY;
+        if self.backend.is_read_only() {
+            offered |= RO;
+        } else {
+            offered |= DISCARD | WRITE_ZEROES;
+        }
+        if self.config.cache != CacheMode::Writethrough {
+            offered |= FLUSH;
+        }
+        if self.queue_sizes.len() > 1 {
+            offered |= MQ;
+        }
+        offered
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let space = self.config_space();
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| space.get(offset..))
+            .unwrap_or_default();
+        let known = rest.len().min(data.len());
+        data[..known].copy_from_slice(&rest[..known]);
+        data[known..].fill(0);
+    }
+
+    fn activate(
+        &mut self,
+        context: ActivationContext,
+    ) -> Result<Box<dyn VirtioWorker>, ActivateError> {
+        if context.queues.is_empty() {
+            return Err(ActivateError::MissingQueue { index: 0 });
+        }
+        // A driver that does not flush expects every write to be safe (5.2.6.2).
+        let write_through = match self.config.cache {
+            CacheMode::Unsafe => false,
+            CacheMode::Writethrough => true,
+            CacheMode::Writeback => context.features & features::FLUSH == 0,
+        };
+        Ok(Box::new(BlockWorker {
+            queues: context.queues,
+            chain: Chain::new(),
+            disk: request::Disk {
+                backend: self.backend.clone(),
+                serial: self.config.serial.clone(),
+                write_through,
+                ignore_flush: self.config.cache == CacheMode::Unsafe,
+                errors: self.errors.clone(),
+            },
+        }))
+    }
+}
+
+struct BlockWorker {
+    queues: Vec<ActiveQueue>,
+    chain: Chain,
+    disk: request::Disk,
+}
+
+impl VirtioWorker for BlockWorker {
+    fn process_queue(&mut self, index: u16) -> Result<(), WorkerError> {
+        let queue = self.queues.iter_mut().find(|queue| queue.index() == index);
+        let Some(queue) = queue else {
+            return Ok(());
+        };
+        queue.serve(&mut self.chain, |chain, memory| {
+            Ok(self.disk.serve(chain, memory))
+        })
+    }
+
+    fn stop(self: Box<Self>) -> Vec<ActiveQueue> {
+        self.queues
+    }
+}
+
+/// The host's errors on a disk: all are counted, fewer and fewer of them are logged.
+struct ErrorLog {
+    name: String,
+    count: AtomicU64,
+}
+
+impl ErrorLog {
+    fn add(&self, what: &str, err: &std::io::Error) {
+        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            log::error!("disk {}: {what} failed: {err} (error {count})", self.name);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! One request: header, data, status byte. Virtio 1.2, section 5.2.6.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::Bytes;
+
+use super::ErrorLog;
+use crate::backend::disk::{BlockBackend, SECTOR};
+use crate::virtio::device::GuestMemory;
+use crate::virtio::queue::{Chain, slices};
+
+/// Request types.
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+const HEADER_SIZE: u32 = 16;
+const ID_SIZE: usize = 20;
+const SEGMENT_SIZE: usize = 16;
+
+/// Segments in a DISCARD or WRITE_ZEROES.
+pub(super) const MAX_SEGMENTS: u32 = 16;
+/// Sectors in a segment of DISCARD: 4 GiB.
+pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 23;
+/// Sectors in a segment of WRITE_ZEROES: 16 MiB, which a host without holes has to write.
+pub(super) const MAX_ZERO_SECTORS: u32 = 1 << 15;
+
+/// How a request ended, as the driver is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Status {
+    Ok = 0,
+    IoErr = 1,
+    Unsupported = 2,
+}
+
+/// A disk at work.
+pub(super) struct Disk {
+    pub(super) backend: Arc<dyn BlockBackend>,
+    pub(super) serial: String,
+    /// Every write is flushed before it is answered.
+    pub(super) write_through: bool,
+    pub(super) ignore_flush: bool,
+    pub(super) errors: Arc<ErrorLog>,
+}
+
+impl Disk {
+    /// Serves one request; returns how many bytes were written to its buffers.
+    pub(super) fn serve(&self, chain: &Chain, memory: &GuestMemory) -> u32 {
+        // The status is the last byte of all; without it, there is no way to answer.
+        let writable = chain.writable_len();
+        let Some(data_len) = writable.checked_sub(1) else {
+            return 0;
+        };
+        let (status, written) = match self.execute(chain, memory, data_len) {
+            Ok(written) => (Status::Ok, written),
+            Err(status) => (status, 0),
+        };
+        for byte in slices(memory, chain.writable(), data_len, 1) {
+            byte.copy_from(&[status as u8]);
+        }
+        match status {
+            Status::Ok => written + 1,
+            // All up to the status byte counts as written, and nothing of it was.
+            _ if data_len > 0 => 0,
+            _ => 1,
+        }
+    }
+
+    fn execute(&self, chain: &Chain, memory: &GuestMemory, data_len: u32) -> Result<u32, Status> {
+        let mut header = [0; HEADER_SIZE as usize];
+        if chain.read_start(memory, &mut header) < header.len() {
+            return Err(Status::IoErr);
+        }
+        let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
+        let sector = u64::from_le_bytes(sector);
+        match u32::from_le_bytes([t0, t1, t2, t3]) {
+            IN => self.read(chain, memory, sector, data_len),
+            OUT => self.write(chain, memory, sector),
+            FLUSH => self.flush(),
+            GET_ID => self.get_id(chain, memory, data_len),
+            DISCARD => self.segments(chain, memory, |segment| self.discard(segment)),
+            WRITE_ZEROES => self.segments(chain, memory, |segment| self.write_zeroes(segment)),
+            _ => Err(Status::Unsupported),
+        }
+    }
+
+    /// Where a range of the disk begins, in bytes, if it is one.
+    fn range(&self, sector: u64, len: u64) -> Result<u64, Status> {
+        let start = sector.checked_mul(SECTOR).ok_or(Status::IoErr)?;
+        let end = start.checked_add(len).ok_or(Status::IoErr)?;
+        if !len.is_multiple_of(SECTOR) || end > self.backend.size() {
+            return Err(Status::IoErr);
+        }
+        Ok(start)
+    }
+
+    fn host<T>(&self, what: &str, result: io::Result<T>) -> Result<T, Status> {
+        result.map_err(|err| {
+            self.errors.add(what, &err);
+            Status::IoErr
+        })
+    }
+
+    fn writable(&self) -> Result<(), Status> {
+        if self.backend.is_read_only() {
+            return Err(Status::IoErr);
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        chain: &Chain,
+        memory: &GuestMemory,
+        sector: u64,
+        len: u32,
+    ) -> Result<u32, Status> {
+        let offset = self.range(sector, len.into())?;
+        let data = slices(memory, chain.writable(), 0, len);
+        self.host("read", self.backend.read_at(&data, offset))?;
+        Ok(len)
+    }
+
+    fn write(&self, chain: &Chain, memory: &GuestMemory, sector: u64) -> Result<u32, Status> {
+        self.writable()?;
+        let len = chain.readable_len() - HEADER_SIZE;
+        let offset = self.range(sector, len.into())?;
+        let data = slices(memory, chain.readable(), HEADER_SIZE, len);
+        self.host("write", self.backend.write_at(&data, offset))?;
+        self.after_write()
+    }
+
+    fn after_write(&self) -> Result<u32, Status> {
+        if self.write_through {
+            self.host("flush", self.backend.flush())?;
+        }
+        Ok(0)
+    }
+
+    fn flush(&self) -> Result<u32, Status> {
+        if !self.ignore_flush && !self.backend.is_read_only() {
+            self.host("flush", self.backend.flush())?;
+        }
+        Ok(0)
+    }
+
+    fn get_id(&self, chain: &Chain, memory: &GuestMemory, len: u32) -> Result<u32, Status> {
+        let mut id = [0; ID_SIZE];
+        let known = self.serial.len().min(ID_SIZE);
+        id[..known].copy_from_slice(&self.serial.as_bytes()[..known]);
+        let wanted = len.min(ID_SIZE as u32);
+        let mut rest = &id[..wanted as usize];
+        for slice in slices(memory, chain.writable(), 0, wanted) {
+            let (now, later) = rest.split_at(slice.len().min(rest.len()));
+            slice.copy_from(now);
+            rest = later;
+        }
+        Ok(wanted)
+    }
+
+    /// Reads the segments once, checks all of them, and only then has each carried out.
+    fn segments(
+        &self,
+        chain: &Chain,
+        memory: &GuestMemory,
+        carry_out: impl Fn(&Segment) -> Result<(), Status>,
+    ) -> Result<u32, Status> {
+        self.writable()?;
+        let len = chain.readable_len() - HEADER_SIZE;
+        let max = MAX_SEGMENTS * SEGMENT_SIZE as u32;
+        if len == 0 || !len.is_multiple_of(SEGMENT_SIZE as u32) || len > max {
+            return Err(Status::IoErr);
+        }
+        let mut bytes = [0; MAX_SEGMENTS as usize * SEGMENT_SIZE];
+        let mut at = 0;
+        for slice in slices(memory, chain.readable(), HEADER_SIZE, len) {
+            let end = at + slice.len();
+            slice
+                .read_slice(&mut bytes[at..end], 0)
+                .map_err(|_| Status::IoErr)?;
+            at = end;
+        }
+        let segments: Vec<Segment> = bytes[..at]
+            .chunks_exact(SEGMENT_SIZE)
+            .filter_map(Segment::parse)
+            .collect();
+        for segment in &segments {
+            self.range(segment.sector, segment.len())?;
+        }
+        for segment in &segments {
+            carry_out(segment)?;
+        }
+        self.after_write()
+    }
+
+    fn discard(&self, segment: &Segment) -> Result<(), Status> {
+        if segment.flags != 0 {
+            return Err(Status::Unsupported);
+        }
+        if segment.sectors > MAX_DISCARD_SECTORS {
+            return Err(Status::IoErr);
+        }
+        if segment.sectors == 0 {
+            return Ok(());
+        }
+        let result = self.backend.discard(segment.sector * SECTOR, segment.len());
+        self.host("discard", result)
+    }
+
+    fn write_zeroes(&self, segment: &Segment) -> Result<(), Status> {
+        const UNMAP: u32 = 1;
+        if segment.flags & !UNMAP != 0 {
+            return Err(Status::Unsupported);
+        }
+        if segment.sectors > MAX_ZERO_SECTORS {
+            return Err(Status::IoErr);
+        }
+        if segment.sectors == 0 {
+            return Ok(());
+        }
+        let unmap = segment.flags & UNMAP != 0;
+        let offset = segment.sector * SECTOR;
+        let result = self.backend.write_zeroes(offset, segment.len(), unmap);
+        self.host("write of zeroes", result)
+    }
+}
+
+/// A range in a DISCARD or WRITE_ZEROES.
+struct Segment {
+    sector: u64,
+    sectors: u32,
+    flags: u32,
+}
+
+impl Segment {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (sector, rest) = bytes.split_first_chunk()?;
+        let (sectors, rest) = rest.split_first_chunk()?;
+        let (flags, _) = rest.split_first_chunk()?;
+        Some(Self {
+            sector: u64::from_le_bytes(*sector),
+            sectors: u32::from_le_bytes(*sectors),
+            flags: u32::from_le_bytes(*flags),
+        })
+    }
+
+    fn len(&self) -> u64 {
+        u64::from(self.sectors) * SECTOR
+    }
+}

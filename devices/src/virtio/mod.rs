@@ -1,0 +1,25 @@
+//! Virtio devices, version 1.2 of the specification, split rings, no legacy interface.
+//!
+//! A device has two halves. The control half ([`VirtioDevice`]) says what it is and is owned by the [`status`] machine, which
+//! a [`transport`] drives from vCPU threads. When the driver is ready, the control half makes the data half
+//! ([`VirtioWorker`]), which owns the [`queue`]s and lives on an I/O thread until the device is reset.
+//!
+//! # The table of devices
+//! | id | device | module | specification |
+//! |---|---|---|---|
+//! | 2 | block | [`block`] | 5.2 |
+//! | 4 | entropy | [`rng`] | 5.4 |
+
+pub mod block;
+pub mod device;
+pub mod queue;
+pub mod rng;
+pub mod status;
+//cfgtest
+//testing
+pub mod transport;
+
+pub use device::{
+    ActivateError, ActivationContext, EventSource, InterruptSource, VirtioDevice, VirtioDeviceType,
+    VirtioInterrupt, VirtioWorker, WorkerError, WorkerHost, WorkerId,
+};

@@ -1,0 +1,90 @@
+//! Disks, as configuration.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::MemorySize;
+
+/// A disk of the guest: a raw image or a block device of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DiskConfig {
+    /// The image.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub readonly: bool,
+    /// Its name in messages; `disk0` and so on, unless it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Its serial number in the guest (`/dev/disk/by-id/virtio-…`), of which 20 bytes count; its name, unless it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// When data that was written is safe.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: CacheMode,
+    /// Number of request queues, 1 to 16.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub queues: u16,
+    /// Whether other VMs are kept from a disk that this one writes.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub lock: bool,
+    /// Creates a sparse image of this size, where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<MemorySize>,
+}
+
+impl DiskConfig {
+    /// The image at `path`, with nothing special about it.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            readonly: false,
+            id: None,
+            serial: None,
+            cache: CacheMode::default(),
+            queues: 1,
+            lock: true,
+            size: None,
+        }
+    }
+
+    /// Its name in messages, where it is the disk with this index.
+    pub(crate) fn name(&self, index: usize) -> String {
+        self.id.clone().unwrap_or_else(|| format!("disk{index}"))
+    }
+}
+
+/// When data that a guest wrote is on stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheMode {
+    /// When the guest has flushed it, as on a disk with a cache.
+    #[default]
+    Writeback,
+    /// When it is written.
+    Writethrough,
+    /// Some time later: flushes do nothing.
+    Unsafe,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn is_one(value: &u16) -> bool {
+    *value == 1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
+}

@@ -1,0 +1,50 @@
+//! From configuration to virtio devices: the table of those that are built in.
+
+use std::sync::Arc;
+
+use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
+use ampoule_devices::virtio::VirtioDevice;
+use ampoule_devices::virtio::block::{self, Block, BlockConfig};
+use ampoule_devices::virtio::rng::Rng;
+
+use crate::config::{CacheMode, DiskConfig, VmConfig};
+use crate::error::Error;
+
+/// A device with its name in messages.
+pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
+
+/// The virtio devices that a configuration asks for, in the order in which the guest sees them.
+///
+/// # Errors
+/// What a device stands on cannot be opened.
+pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
+    let mut devices: Vec<NamedDevice> = Vec::new();
+    for (index, disk) in config.disk.iter().enumerate() {
+        let name = disk.name(index);
+        devices.push((name.clone(), Box::new(open_disk(disk, name)?)));
+    }
+    if config.rng {
+        devices.push(("rng".into(), Box::new(Rng::new())));
+    }
+    Ok(devices)
+}
+
+fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
+    let image = RawDisk::open(&OpenDisk {
+        path: &disk.path,
+        read_only: disk.readonly,
+        create_size: disk.size.map(|size| size.as_bytes()),
+        lock: disk.lock,
+    })?;
+    let config = BlockConfig {
+        serial: disk.serial.clone().unwrap_or_else(|| name.clone()),
+        name,
+        cache: match disk.cache {
+            CacheMode::Writeback => block::CacheMode::Writeback,
+            CacheMode::Writethrough => block::CacheMode::Writethrough,
+            CacheMode::Unsafe => block::CacheMode::Unsafe,
+        },
+        queues: disk.queues,
+    };
+    Ok(Block::new(config, Arc::new(image)))
+}
