@@ -15,8 +15,10 @@ pub mod device;
 pub mod queue;
 pub mod rng;
 pub mod status;
-//cfgtest
-//testing
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 
 pub use device::{

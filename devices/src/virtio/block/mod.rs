@@ -1,9 +1,11 @@
 //! The block device. Virtio 1.2, section 5.2.
 //!
-//! [`request`] says what a driver asks for and carries it out on a [`BlockBackend`]; here is what surrounds it: features,
+//! `request` says what a driver asks for and carries it out on a [`BlockBackend`]; here is what surrounds it: features,
 //! configuration space, queues. A request that cannot be served ends with an error status, never with the device.
 
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,383 @@
+//! The block device, driven by its ring; requests good and bad.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use vm_memory::VolatileSlice;
+
+use super::*;
+use crate::backend::disk::{OpenDisk, RawDisk};
+use crate::virtio::status::features as ring;
+use crate::virtio::testing::*;
+use crate::virtio::transport::mmio::register;
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPP: u8 = 2;
+
+const HEADER: u64 = BUFFERS;
+const DATA: u64 = BUFFERS + 0x1000;
+const STATUS: u64 = BUFFERS + 0x800;
+
+const DISK: u64 = 1 << 20;
+
+/// A disk of 1 MiB in a file, behind a backend that fails when told to, and counts.
+struct TestDisk {
+    image: RawDisk,
+    fail: AtomicBool,
+    flushes: AtomicUsize,
+    writes: AtomicUsize,
+}
+
+impl TestDisk {
+    fn new(read_only: bool) -> (tempfile::TempDir, Arc<Self>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let content: Vec<u8> = (0..DISK).map(|at| (at >> 9) as u8).collect();
+        std::fs::write(&path, content).unwrap();
+        let image = RawDisk::open(&OpenDisk {
+            path: &path,
+            read_only,
+            create_size: None,
+            lock: true,
+        });
+        let disk = Self {
+            image: image.unwrap(),
+            fail: AtomicBool::new(false),
+            flushes: AtomicUsize::new(0),
+            writes: AtomicUsize::new(0),
+        };
+        (folder, Arc::new(disk))
+    }
+
+    fn fails(&self) -> io::Result<()> {
+        match self.fail.load(Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            false => Ok(()),
+        }
+    }
+
+    fn byte(&self, at: u64) -> u8 {
+        let mut byte = [0];
+        self.image
+            .read_at(&[VolatileSlice::from(&mut byte[..])], at)
+            .unwrap();
+        byte[0]
+    }
+}
+
+impl BlockBackend for TestDisk {
+    fn size(&self) -> u64 {
+        self.image.size()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.image.is_read_only()
+    }
+
+    fn read_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+        self.fails()?;
+        self.image.read_at(data, offset)
+    }
+
+    fn write_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        self.fails()?;
+        self.image.write_at(data, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        self.fails()?;
+        self.image.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        self.fails()?;
+        self.image.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        self.fails()?;
+        self.image.write_zeroes(offset, len, unmap)
+    }
+}
+
+fn block(disk: &Arc<TestDisk>, cache: CacheMode) -> Block {
+    let config = BlockConfig {
+        name: "test".into(),
+        serial: "a serial that is longer than twenty bytes".into(),
+        cache,
+        queues: 1,
+    };
+    Block::new(config, disk.clone())
+}
+
+struct Bench {
+    driver: Driver,
+    disk: Arc<TestDisk>,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(read_only: bool) -> Self {
+        let (folder, disk) = TestDisk::new(read_only);
+        Self {
+            driver: Driver::ready(block(&disk, CacheMode::Writeback), 1),
+            disk,
+            _folder: folder,
+        }
+    }
+
+    fn header(&self, kind: u32, sector: u64) {
+        self.driver.put(HEADER, kind);
+        self.driver.put(HEADER + 4, 0_u32);
+        self.driver.put(HEADER + 8, sector);
+        self.driver.put(STATUS, 0xff_u8);
+    }
+
+    /// A request with data for the device to read (`out`) or to write.
+    fn request(&self, kind: u32, sector: u64, out: bool, len: u32) -> u8 {
+        self.header(kind, sector);
+        let data = if out {
+            readable(DATA, len, Some(2))
+        } else {
+            writable(DATA, len, Some(2))
+        };
+        self.chain(&[
+            readable(HEADER, 16, Some(1)),
+            data,
+            writable(STATUS, 1, None),
+        ])
+    }
+
+    /// The status byte after a chain; 0xff where it was not written.
+    fn chain(&self, chain: &[Desc]) -> u8 {
+        let before = self.driver.used_index();
+        self.driver.send(chain);
+        assert!(!self.driver.needs_reset());
+        assert_eq!(
+            self.driver.used_index(),
+            before.wrapping_add(1),
+            "no answer"
+        );
+        self.driver.get(STATUS)
+    }
+
+    fn segment(&self, at: u64, sector: u64, sectors: u32, flags: u32) {
+        self.driver.put(DATA + at * 16, sector);
+        self.driver.put(DATA + at * 16 + 8, sectors);
+        self.driver.put(DATA + at * 16 + 12, flags);
+    }
+}
+
+#[test]
+fn sectors_are_read_and_written() {
+    let bench = Bench::new(false);
+    assert_eq!(bench.request(0, 5, false, 1024), OK);
+    assert_eq!(bench.driver.last_used(), (0, 1025));
+    assert_eq!(bench.driver.get::<u8>(DATA + 511), 5);
+    assert_eq!(bench.driver.get::<u8>(DATA + 512), 6);
+    bench.driver.put(DATA, [0x77_u8; 32]);
+    assert_eq!(bench.request(1, 9, true, 512), OK);
+    assert_eq!(bench.driver.last_used(), (0, 1));
+    assert_eq!(
+        (bench.disk.byte(9 * 512), bench.disk.byte(10 * 512)),
+        (0x77, 10)
+    );
+}
+
+#[test]
+fn a_request_may_be_cut_anywhere() {
+    let bench = Bench::new(false);
+    bench.header(0, 7);
+    // The header in three pieces, the data in odd ones, the last of which holds the status, too.
+    let chain = [
+        readable(HEADER, 3, Some(1)),
+        readable(HEADER + 3, 0, Some(2)),
+        readable(HEADER + 3, 13, Some(3)),
+        writable(DATA, 1, Some(4)),
+        writable(DATA + 1, 300, Some(5)),
+        writable(DATA + 301, 212, None),
+    ];
+    bench.chain(&chain);
+    assert_eq!(bench.driver.last_used(), (0, 513));
+    assert_eq!(bench.driver.get::<u8>(DATA + 511), 7);
+    assert_eq!(bench.driver.get::<u8>(DATA + 512), OK);
+}
+
+#[test]
+fn what_is_not_on_the_disk_is_an_error() {
+    let bench = Bench::new(false);
+    let sectors = DISK / 512;
+    for (sector, len) in [
+        (sectors, 512),
+        (sectors - 1, 1024),
+        (u64::MAX, 512),
+        (u64::MAX / 512, 512),
+        (1 << 55, 512),
+        (0, 511),
+        (0, 513),
+    ] {
+        for out in [false, true] {
+            let status = bench.request(u32::from(out), sector, out, len);
+            assert_eq!(status, IOERR, "{len} at {sector}");
+        }
+    }
+    assert_eq!(bench.disk.writes.load(Ordering::SeqCst), 0);
+    assert_eq!(bench.request(0, sectors - 1, false, 512), OK);
+}
+
+#[test]
+fn chains_of_a_wrong_shape_are_given_back() {
+    let bench = Bench::new(false);
+    bench.header(0, 0);
+    // No room for a status.
+    assert_eq!(bench.chain(&[readable(HEADER, 16, None)]), 0xff);
+    assert_eq!(bench.driver.last_used(), (0, 0));
+    // No header, or half of one.
+    assert_eq!(bench.chain(&[writable(STATUS, 1, None)]), IOERR);
+    bench.header(0, 0);
+    let short = [readable(HEADER, 15, Some(1)), writable(STATUS, 1, None)];
+    assert_eq!(bench.chain(&short), IOERR);
+    // A write whose status lies where it cannot be written.
+    bench.header(1, 0);
+    let read_only = [readable(HEADER, 16, Some(1)), readable(STATUS, 1, None)];
+    assert_eq!(bench.chain(&read_only), 0xff);
+    for kind in [2, 3, 5, 7, 9, 10, 12, 14, u32::MAX] {
+        assert_eq!(bench.request(kind, 0, false, 512), UNSUPP, "{kind}");
+    }
+    assert_eq!(bench.request(0, 0, false, 512), OK);
+}
+
+#[test]
+fn a_disk_that_is_read_only_stays_as_it_is() {
+    let bench = Bench::new(true);
+    assert_ne!(bench.driver.offered() & features::RO, 0);
+    bench.segment(0, 0, 8, 0);
+    for kind in [1, 11, 13] {
+        assert_eq!(bench.request(kind, 0, true, 512), IOERR);
+        assert_eq!(bench.request(kind, 0, true, 16), IOERR);
+    }
+    assert_eq!(bench.disk.writes.load(Ordering::SeqCst), 0);
+    assert_eq!(bench.request(4, 0, false, 0), OK, "a flush");
+    assert_eq!(bench.request(0, 3, false, 512), OK);
+}
+
+#[test]
+fn space_is_given_back_and_zeroed() {
+    let bench = Bench::new(false);
+    bench.segment(0, 8, 8, 0);
+    bench.segment(1, 32, 8, 0);
+    assert_eq!(bench.request(11, 0, true, 32), OK);
+    assert_eq!(
+        (bench.disk.byte(8 * 512), bench.disk.byte(39 * 512)),
+        (0, 0)
+    );
+    assert_eq!(bench.disk.byte(16 * 512), 16);
+    bench.segment(0, 17, 1, 1);
+    assert_eq!(bench.request(13, 0, true, 16), OK);
+    assert_eq!(
+        (bench.disk.byte(17 * 512), bench.disk.byte(18 * 512)),
+        (0, 18)
+    );
+}
+
+#[test]
+fn bad_segments_change_nothing() {
+    let bench = Bench::new(false);
+    let sectors = DISK / 512;
+    for (kind, sector, count, flags, status) in [
+        (11, sectors, 1, 0, IOERR),
+        (11, u64::MAX, 1, 0, IOERR),
+        (11, 0, u32::MAX, 0, IOERR),
+        (13, sectors - 1, 2, 0, IOERR),
+        (11, 8, 8, 1, UNSUPP),
+        (13, 8, 8, 2, UNSUPP),
+        (13, 8, 8, u32::MAX, UNSUPP),
+    ] {
+        // A good one first: it must not be carried out when a range after it is bad.
+        bench.segment(0, 8, if status == IOERR { 8 } else { 0 }, 0);
+        bench.segment(1, sector, count, flags);
+        assert_eq!(
+            bench.request(kind, 0, true, 32),
+            status,
+            "{kind} {sector} {count}"
+        );
+    }
+    for len in [0, 15, 17, 17 * 16] {
+        assert_eq!(bench.request(11, 0, true, len), IOERR, "{len}");
+    }
+    assert_eq!(bench.disk.writes.load(Ordering::SeqCst), 0);
+    assert_eq!(bench.disk.byte(8 * 512), 8);
+}
+
+#[test]
+fn the_hosts_errors_are_the_drivers_and_a_failed_flush_is_never_forgotten() {
+    let bench = Bench::new(false);
+    bench.disk.fail.store(true, Ordering::SeqCst);
+    bench.segment(0, 8, 8, 0);
+    for (kind, out, len) in [
+        (0, false, 512),
+        (1, true, 512),
+        (4, false, 0),
+        (11, true, 16),
+    ] {
+        assert_eq!(bench.request(kind, 0, out, len), IOERR, "{kind}");
+    }
+    bench.disk.fail.store(false, Ordering::SeqCst);
+    assert_eq!(bench.request(1, 0, true, 512), OK);
+    assert_eq!(bench.request(4, 0, false, 0), OK);
+}
+
+#[test]
+fn an_id_fits_its_buffer() {
+    let bench = Bench::new(false);
+    bench.driver.put(DATA, [0xee_u8; 32]);
+    assert_eq!(bench.request(8, 0, false, 20), OK);
+    assert_eq!(&bench.driver.get::<[u8; 8]>(DATA), b"a serial");
+    assert_eq!(bench.driver.get::<u8>(DATA + 20), 0xee);
+    assert_eq!(bench.request(8, 0, false, 4), OK);
+    assert_eq!(bench.driver.last_used(), (0, 5));
+}
+
+#[test]
+fn data_is_safe_when_the_cache_mode_says() {
+    for (cache, driver_flushes, after_write, after_flush) in [
+        (CacheMode::Writeback, true, 0, 1),
+        // A driver that will not flush has to be served as if there were no cache.
+        (CacheMode::Writeback, false, 1, 2),
+        (CacheMode::Writethrough, true, 1, 2),
+        (CacheMode::Unsafe, true, 0, 0),
+    ] {
+        let (folder, disk) = TestDisk::new(false);
+        let driver = Driver::new(block(&disk, cache));
+        let flush = if driver_flushes { features::FLUSH } else { 0 };
+        driver.set_up(1, ring::VERSION_1 | flush);
+        let bench = Bench {
+            driver,
+            disk,
+            _folder: folder,
+        };
+        assert_eq!(bench.request(1, 0, true, 512), OK);
+        let flushes = || bench.disk.flushes.load(Ordering::SeqCst);
+        assert_eq!(flushes(), after_write, "{cache:?}");
+        assert_eq!(bench.request(4, 0, false, 0), OK);
+        assert_eq!(flushes(), after_flush, "{cache:?}");
+    }
+}
+
+#[test]
+fn the_configuration_says_how_large_it_is_and_ends() {
+    let bench = Bench::new(false);
+    assert_eq!(bench.driver.read(register::CONFIG), (DISK / 512) as u32);
+    assert_eq!(bench.driver.read(register::CONFIG + 4), 0);
+    assert_eq!(bench.driver.read(register::CONFIG + 20), 512);
+    assert_eq!(bench.driver.read(register::CONFIG + 58), 0);
+    assert_eq!(bench.driver.read(register::CONFIG + 0xefc), 0);
+    bench.driver.write(register::CONFIG, 0);
+    assert_eq!(bench.driver.read(register::CONFIG), (DISK / 512) as u32);
+}
