@@ -61,6 +61,7 @@ macro_rules! tests {
 /// Runs what the command line chooses of `tests`, all of which have the same needs.
 pub fn main(needs: Needs, tests: Vec<Test>, ampoule: &Path) -> ExitCode {
     let arguments = Arguments::from_args();
+    heed_signals();
     let missing = (!arguments.list).then(|| missing(needs, ampoule)).flatten();
     let chosen = |name: &str| {
         let matches = |filter: &String| match arguments.exact {
@@ -94,6 +95,14 @@ pub fn main(needs: Needs, tests: Vec<Test>, ampoule: &Path) -> ExitCode {
         }
     }
     conclusion.exit_code()
+}
+
+/// What is started in the background ignores some signals, and so would the programs under test.
+fn heed_signals() {
+    for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: no other thread exists yet, and the default action needs no handler.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// What is missing of `needs` on this machine, in a few words.
