@@ -18,7 +18,10 @@ fn main() {
     let mut guests: Vec<PathBuf> = fs::read_dir(&sources)
         .unwrap_or_else(|err| fail(&format!("cannot read {}: {err}", sources.display())))
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "S"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "S" || extension == "c")
+        })
         .collect();
     guests.sort();
     for source in &guests {
@@ -34,6 +37,19 @@ fn main() {
                 "-nostdlib",
                 "-no-pie",
                 "-Wa,--noexecstack",
+            ])
+            // For those in C: nothing that needs a library, or registers that a KVM in software does not have.
+            .args([
+                "-O2",
+                "-Wall",
+                "-Werror",
+                "-ffreestanding",
+                "-fno-pic",
+                "-fno-stack-protector",
+                "-fno-asynchronous-unwind-tables",
+                "-fcf-protection=none",
+                "-mgeneral-regs-only",
+                "-mno-red-zone",
             ])
             .args(["-Wl,-N", "-Wl,--build-id=none", "-Wl,-T"])
             .arg(sources.join("guest.ld"));

@@ -18,6 +18,9 @@ use ampoule_tests::guests;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+#[path = "common/release.rs"]
+mod release;
+
 /// Runs of each kind, unless `--runs` says otherwise.
 const RUNS: usize = 60;
 /// Runs of each kind before those that count: they read the files into the page cache.
@@ -41,7 +44,7 @@ fn main() -> Result<()> {
         None => RUNS,
     };
     ensure!(runs > 0, "--runs must be 1 or more");
-    let ampoule = release_binary()?;
+    let ampoule = release::binary()?;
 
     let mut floor = Series::default();
     let mut start = Series::default();
@@ -94,29 +97,6 @@ fn main() -> Result<()> {
     let rows: Vec<Value> = rows.iter().map(Row::json).collect();
     println!("{}", json!({ "runs": runs, "figures": rows }));
     Ok(())
-}
-
-/// The release build of this tree, made if need be, or what `AMPOULE_BIN` names.
-fn release_binary() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("AMPOULE_BIN") {
-        return Ok(path.into());
-    }
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--package", "ampoule"])
-        .args(["--message-format", "json-render-diagnostics"])
-        .arg("--manifest-path")
-        .arg(manifest)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(output.status.success(), "cargo build failed");
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .find(|path| path.file_name().is_some_and(|name| name == "ampoule"))
-        .context("cargo built no `ampoule`")
 }
 
 fn ampoule_run(ampoule: &Path, guest: &str) -> Command {

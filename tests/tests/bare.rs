@@ -13,6 +13,8 @@ mod platform;
 mod serial;
 #[path = "bare/terminal.rs"]
 mod terminal;
+#[path = "bare/virtio.rs"]
+mod virtio;
 
 use std::process::ExitCode;
 
@@ -95,6 +97,10 @@ fn main() -> ExitCode {
             the_printed_configuration_means_the_same
             huge_pages_that_the_host_has_not_are_a_clear_error
             exhausted_limits_are_clean_errors;
+        virtio:
+            a_disk_is_read_and_written
+            a_disk_that_is_read_only_or_too_small_fails_requests_only
+            a_disk_is_one_vms_and_made_where_asked_for;
     };
     harness::main(Needs::Kvm, tests, driver::ampoule())
 }

@@ -1,0 +1,201 @@
+//! What a disk is worth: a bare guest that polls its rings, beside one thread's plain loop of pread(2) or pwrite(2) over the same
+//! places of the same file, in turns.
+//!
+//! `cargo bench -p ampoule-tests --bench block [-- --runs N] [--folder DIR]`: a table, then one line of JSON. The file is made in
+//! /dev/shm unless `--folder` says otherwise; `AMPOULE_BIN` names another binary than this tree's release build. Nothing fails on a
+//! missed target: figures are for people to judge.
+
+#![allow(clippy::print_stdout, reason = "the figures are this program's output")]
+
+use std::env;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use ampoule_tests::guests;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+#[path = "common/release.rs"]
+mod release;
+
+const RUNS: usize = 5;
+const DISK: u64 = 64 << 20;
+
+/// One kind of load.
+struct Load {
+    name: &'static str,
+    writes: bool,
+    size: usize,
+    depth: usize,
+    requests: usize,
+    /// Of the plain loop's rate.
+    target: Option<f64>,
+}
+
+const LOADS: [Load; 4] = [
+    Load {
+        name: "4 KiB reads, depth 64",
+        writes: false,
+        size: 4096,
+        depth: 64,
+        requests: 640_000,
+        target: Some(0.65),
+    },
+    Load {
+        name: "4 KiB writes, depth 64",
+        writes: true,
+        size: 4096,
+        depth: 64,
+        requests: 640_000,
+        target: Some(0.6),
+    },
+    Load {
+        name: "64 KiB reads, depth 64",
+        writes: false,
+        size: 65536,
+        depth: 64,
+        requests: 128_000,
+        target: Some(0.95),
+    },
+    Load {
+        name: "4 KiB reads, depth 1",
+        writes: false,
+        size: 4096,
+        depth: 1,
+        requests: 50_000,
+        target: None,
+    },
+];
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    // `cargo bench` says so; `cargo test --benches` does not, and must not measure.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let value = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1)
+    };
+    let runs = value("--runs").map_or(Ok(RUNS), |runs| runs.parse())?;
+    ensure!(runs > 0, "--runs must be 1 or more");
+    let folder = value("--folder").map_or("/dev/shm", String::as_str);
+    let folder = tempfile::tempdir_in(folder).context("no place for the disk")?;
+    let disk = folder.path().join("disk.img");
+    let ampoule = release::binary()?;
+    fill(&disk)?;
+
+    println!(
+        "{}, {runs} runs of each, in turns, on {}",
+        ampoule.display(),
+        disk.display()
+    );
+    println!(
+        "{:26} {:>12} {:>12} {:>7}   target",
+        "", "guest, 1/s", "loop, 1/s", "ratio"
+    );
+    let mut rows = Vec::new();
+    for load in &LOADS {
+        let mut guest_rates = Vec::new();
+        let mut loop_rates = Vec::new();
+        for _ in 0..runs {
+            loop_rates.push(plain_loop(load, &disk)?);
+            guest_rates.push(guest(load, &ampoule, &disk)?);
+        }
+        let (guest, plain) = (median(guest_rates), median(loop_rates));
+        let ratio = guest / plain;
+        let target = load
+            .target
+            .map_or("50,000 1/s".into(), |target| format!("{target:.2}"));
+        println!(
+            "{:26} {guest:>12.0} {plain:>12.0} {ratio:>7.2}   {target}",
+            load.name
+        );
+        rows.push(json!({ "load": load.name, "guest": guest, "loop": plain, "ratio": ratio }));
+    }
+    println!("{}", json!({ "runs": runs, "figures": Value::Array(rows) }));
+    Ok(())
+}
+
+fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
+
+fn fill(disk: &Path) -> Result<()> {
+    let file = File::create(disk)?;
+    let chunk = vec![0x11; 1 << 20];
+    for at in (0..DISK).step_by(chunk.len()) {
+        file.write_all_at(&chunk, at)?;
+    }
+    Ok(())
+}
+
+/// Requests per second of one thread without a VM.
+fn plain_loop(load: &Load, disk: &PathBuf) -> Result<f64> {
+    let file = File::options().read(true).write(true).open(disk)?;
+    let mut buffers = vec![0x5a_u8; load.depth * load.size];
+    let start = Instant::now();
+    for request in 0..load.requests {
+        let place = request % load.depth * load.size;
+        let buffer = &mut buffers[place..place + load.size];
+        if load.writes {
+            file.write_all_at(buffer, place as u64)?;
+        } else {
+            file.read_exact_at(buffer, place as u64)?;
+        }
+    }
+    Ok(load.requests as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Requests per second of a guest, from its `begin` to its `end`.
+fn guest(load: &Load, ampoule: &Path, disk: &Path) -> Result<f64> {
+    let half = (load.depth / 2).max(1);
+    let mut child = Command::new(ampoule)
+        .args([
+            "run",
+            "--memory",
+            "64M",
+            "--rng",
+            "off",
+            "--kernel",
+            guests::VIRTIO_BLOCK,
+        ])
+        .arg("--disk")
+        .arg(format!("path={}", disk.display()))
+        .arg("--cmdline")
+        .arg(format!(
+            "op={} size={} depth={} batches={}",
+            if load.writes { "w" } else { "r" },
+            load.size,
+            load.depth,
+            load.requests / half
+        ))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", ampoule.display()))?;
+    let output = child.stdout.take().context("no output")?;
+    let (mut begin, mut end, mut last) = (None, None, String::new());
+    for line in BufReader::new(output).lines() {
+        last = line?;
+        match last.trim() {
+            "begin" => begin = Some(Instant::now()),
+            "end" => end = Some(Instant::now()),
+            _ => {}
+        }
+    }
+    let status = child.wait()?;
+    ensure!(
+        status.success() && last.trim() == "PASS",
+        "the guest failed: {last}, {status}"
+    );
+    let (begin, end) = begin
+        .zip(end)
+        .context("the guest has not said when it began and ended")?;
+    Ok((load.requests / half * half) as f64 / (end - begin).as_secs_f64())
+}
