@@ -12,7 +12,10 @@ use std::sync::atomic::Ordering;
 use thiserror::Error;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
+    VolatileSlice,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{ActivateError, GuestMemory, InterruptSource, VirtioInterrupt, WorkerError};
@@ -97,8 +100,43 @@ pub struct Buffer {
     pub len: u32,
 }
 
-/// The host's memory behind `len` bytes of `buffers`, from `skip` on.
-pub fn slices<'a>(
+/// The host's memory behind `len` bytes at `address`, where one region of RAM has them all, as is all but always so.
+fn contiguous(
+    memory: &GuestMemory,
+    address: GuestAddress,
+    len: usize,
+) -> Option<VolatileSlice<'_>> {
+    let region = memory.find_region(address)?;
+    let offset = address.checked_offset_from(region.start_addr())?;
+    region.get_slice(MemoryRegionAddress(offset), len).ok()
+}
+
+/// Calls `use_it` with the host's memory behind `len` bytes of `buffers`, from `skip` on; in one piece where it is one.
+pub fn with_slices<T>(
+    memory: &GuestMemory,
+    buffers: &[Buffer],
+    skip: u32,
+    len: u32,
+    use_it: impl FnOnce(&[VolatileSlice<'_>]) -> T,
+) -> T {
+    let mut before = 0;
+    for buffer in buffers {
+        if skip - before < buffer.len {
+            let (start, room) = (skip - before, buffer.len - (skip - before));
+            let address = GuestAddress(buffer.address.0 + u64::from(start));
+            if room >= len
+                && let Some(slice) = contiguous(memory, address, len as usize)
+            {
+                return use_it(&[slice]);
+            }
+            break;
+        }
+        before += buffer.len;
+    }
+    use_it(&slices(memory, buffers, skip, len))
+}
+
+fn slices<'a>(
     memory: &'a GuestMemory,
     buffers: &[Buffer],
     skip: u32,
@@ -157,10 +195,15 @@ impl Chain {
         for buffer in &self.readable {
             let rest = &mut data[done..];
             let len = rest.len().min(buffer.len as usize);
-            // The buffers are RAM, which never goes away: this cannot fail.
-            if len == 0 || memory.read_slice(&mut rest[..len], buffer.address).is_err() {
+            if len == 0 {
                 break;
             }
+            match contiguous(memory, buffer.address, len) {
+                Some(slice) => slice.copy_to(&mut rest[..len]),
+                // The buffers are RAM, which never goes away: this cannot fail.
+                None if memory.read_slice(&mut rest[..len], buffer.address).is_ok() => len,
+                None => break,
+            };
             done += len;
         }
         done
@@ -343,10 +386,16 @@ impl ActiveQueue {
             len: DESCRIPTOR_SIZE as u32,
         };
         match address {
-            Some(address) => self
-                .memory
-                .read_obj(GuestAddress(address))
-                .map_err(|_| outside),
+            Some(address) => {
+                let table = contiguous(
+                    &self.memory,
+                    GuestAddress(address),
+                    DESCRIPTOR_SIZE as usize,
+                );
+                table
+                    .and_then(|entry| entry.read_obj(0).ok())
+                    .ok_or(outside)
+            }
             None => Err(outside),
         }
     }
@@ -359,7 +408,10 @@ impl ActiveQueue {
         if buffer.len == 0 {
             return Ok(());
         }
-        if !GuestMemoryBackend::check_range(&self.memory, buffer.address, buffer.len as usize) {
+        let (address, len) = (buffer.address, buffer.len as usize);
+        if contiguous(&self.memory, address, len).is_none()
+            && !GuestMemoryBackend::check_range(&self.memory, address, len)
+        {
             return Err(QueueError::Memory {
                 head,
                 address: buffer.address.0,

@@ -3,12 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::Bytes;
-
 use super::ErrorLog;
 use crate::backend::disk::{BlockBackend, SECTOR};
 use crate::virtio::device::GuestMemory;
-use crate::virtio::queue::{Chain, slices};
+use crate::virtio::queue::{Chain, with_slices};
 
 /// Request types.
 const IN: u32 = 0;
@@ -60,9 +58,11 @@ impl Disk {
             Ok(written) => (Status::Ok, written),
             Err(status) => (status, 0),
         };
-        for byte in slices(memory, chain.writable(), data_len, 1) {
-            byte.copy_from(&[status as u8]);
-        }
+        with_slices(memory, chain.writable(), data_len, 1, |slices| {
+            for byte in slices {
+                byte.copy_from(&[status as u8]);
+            }
+        });
         match status {
             Status::Ok => written + 1,
             // All up to the status byte counts as written, and nothing of it was.
@@ -121,8 +121,10 @@ impl Disk {
         len: u32,
     ) -> Result<u32, Status> {
         let offset = self.range(sector, len.into())?;
-        let data = slices(memory, chain.writable(), 0, len);
-        self.host("read", self.backend.read_at(&data, offset))?;
+        let result = with_slices(memory, chain.writable(), 0, len, |data| {
+            self.backend.read_at(data, offset)
+        });
+        self.host("read", result)?;
         Ok(len)
     }
 
@@ -130,8 +132,10 @@ impl Disk {
         self.writable()?;
         let len = chain.readable_len() - HEADER_SIZE;
         let offset = self.range(sector, len.into())?;
-        let data = slices(memory, chain.readable(), HEADER_SIZE, len);
-        self.host("write", self.backend.write_at(&data, offset))?;
+        let result = with_slices(memory, chain.readable(), HEADER_SIZE, len, |data| {
+            self.backend.write_at(data, offset)
+        });
+        self.host("write", result)?;
         self.after_write()
     }
 
@@ -155,11 +159,13 @@ impl Disk {
         id[..known].copy_from_slice(&self.serial.as_bytes()[..known]);
         let wanted = len.min(ID_SIZE as u32);
         let mut rest = &id[..wanted as usize];
-        for slice in slices(memory, chain.writable(), 0, wanted) {
-            let (now, later) = rest.split_at(slice.len().min(rest.len()));
-            slice.copy_from(now);
-            rest = later;
-        }
+        with_slices(memory, chain.writable(), 0, wanted, |slices| {
+            for slice in slices {
+                let (now, later) = rest.split_at(slice.len().min(rest.len()));
+                slice.copy_from(now);
+                rest = later;
+            }
+        });
         Ok(wanted)
     }
 
@@ -178,13 +184,11 @@ impl Disk {
         }
         let mut bytes = [0; MAX_SEGMENTS as usize * SEGMENT_SIZE];
         let mut at = 0;
-        for slice in slices(memory, chain.readable(), HEADER_SIZE, len) {
-            let end = at + slice.len();
-            slice
-                .read_slice(&mut bytes[at..end], 0)
-                .map_err(|_| Status::IoErr)?;
-            at = end;
-        }
+        with_slices(memory, chain.readable(), HEADER_SIZE, len, |slices| {
+            for slice in slices {
+                at += slice.copy_to(&mut bytes[at..]);
+            }
+        });
         let segments: Vec<Segment> = bytes[..at]
             .chunks_exact(SEGMENT_SIZE)
             .filter_map(Segment::parse)
