@@ -146,7 +146,8 @@ pub(crate) struct RunArgs {
     ///
     /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates a sparse image
     /// where there is none; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
-    /// serial=TEXT; id=NAME, for messages; queues=N; lock=off to share a disk at one's own risk. The image is raw, whatever it
+    /// serial=TEXT; id=NAME, for messages; queues=N; poll=20us, how
+    /// long to watch a busy disk for its next request; lock=off to share a disk at one's own risk. The image is raw, whatever it
     /// holds. A comma in a value is doubled.
     #[arg(long, value_name = "path=IMAGE,…", help_heading = DEVICES, value_parser = disk_arg::parse)]
     disk: Vec<DiskConfig>,

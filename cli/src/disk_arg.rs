@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use ampoule_vmm::config::{CacheMode, DiskConfig, MemorySize};
 
-const KEYS: [&str; 8] = [
-    "path", "readonly", "id", "serial", "cache", "queues", "lock", "size",
+const KEYS: [&str; 9] = [
+    "path", "readonly", "id", "serial", "cache", "queues", "poll", "lock", "size",
 ];
 
 /// Reads the argument. A comma is part of a value where it is doubled.
@@ -34,6 +34,7 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
             "serial" => disk.serial = Some(needed()?.to_owned()),
             "cache" => disk.cache = cache(needed()?)?,
             "queues" => disk.queues = number(key, needed()?)?,
+            "poll" => disk.poll = number(key, needed()?)?,
             "lock" => disk.lock = switch(key, value)?,
             "size" => disk.size = Some(number::<MemorySize>(key, needed()?)?),
             _ => return Err(unknown(key)),
@@ -115,8 +116,7 @@ mod tests {
 
     #[test]
     fn all_keys_reach_their_fields() {
-        let text =
-            "path=a,,b.img,readonly,id=root,serial=s1,cache=unsafe,queues=2,lock=off,size=1G";
+        let text = "path=a,,b.img,readonly,id=root,serial=s1,cache=unsafe,queues=2,poll=0s,lock=off,size=1G";
         let disk = parse(text).unwrap();
         let expected = DiskConfig {
             readonly: true,
@@ -124,6 +124,7 @@ mod tests {
             serial: Some("s1".into()),
             cache: CacheMode::Unsafe,
             queues: 2,
+            poll: "0s".parse().unwrap(),
             lock: false,
             size: Some(MemorySize::mib(1024)),
             ..DiskConfig::new("a,b.img")

@@ -45,6 +45,7 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
             CacheMode::Unsafe => block::CacheMode::Unsafe,
         },
         queues: disk.queues,
+        poll: disk.poll.as_duration(),
     };
     Ok(Block::new(config, Arc::new(image)))
 }

@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use virtio_queue::desc::split::Descriptor;
@@ -248,6 +249,38 @@ impl HeadSet {
     }
 }
 
+/// When to look for the next chain instead of asking to be told of it.
+///
+/// A notification costs the guest an exit and the host a wake-up: tens of microseconds, in which a driver that waits for one
+/// request at a time could have had several. So a queue whose chains follow one another closely is watched for a moment after
+/// each; one whose driver takes its time is not, and costs nothing.
+#[derive(Debug, Default)]
+struct Poll {
+    /// How long to watch; zero for never.
+    window: Duration,
+    /// Since when the driver has been asked to notify.
+    asked: Option<Instant>,
+    /// Whether chains have come closely.
+    busy: bool,
+}
+
+impl Poll {
+    /// Gaps of as many windows are short: most of a gap is the notification itself.
+    const CLOSE: u32 = 8;
+
+    /// A notification has come.
+    fn woken(&mut self) {
+        if let Some(asked) = self.asked.take() {
+            self.busy = asked.elapsed() < self.window * Self::CLOSE;
+        }
+    }
+
+    /// The driver is to notify from now on.
+    fn ask(&mut self) {
+        self.asked = (!self.window.is_zero()).then(Instant::now);
+    }
+}
+
 /// A queue that the driver has set up, as a worker has it.
 pub struct ActiveQueue {
     index: u16,
@@ -259,6 +292,7 @@ pub struct ActiveQueue {
     in_flight: HeadSet,
     /// Chains were given back since the last interrupt was considered.
     used: bool,
+    poll: Poll,
 }
 
 impl ActiveQueue {
@@ -284,6 +318,7 @@ impl ActiveQueue {
             notification,
             in_flight: HeadSet::default(),
             used: false,
+            poll: Poll::default(),
         })
     }
 
@@ -503,6 +538,34 @@ impl ActiveQueue {
         }
     }
 
+    /// Watches the ring for up to `window` after its last chain, while its chains come closely; never, where it is zero. The
+    /// thread does nothing else meanwhile, so that a window is some tens of microseconds at most.
+    pub fn set_poll(&mut self, window: Duration) {
+        self.poll.window = window;
+    }
+
+    /// Watches the ring; whether there is a chain.
+    fn watch(&mut self) -> Result<bool, WorkerError> {
+        if !self.poll.busy {
+            return Ok(false);
+        }
+        let start = Instant::now();
+        loop {
+            let available = self
+                .queue
+                .avail_idx(&self.memory, Ordering::Acquire)
+                .map_err(|err| self.broken(QueueError::Ring(err.to_string())))?;
+            if available.0 != self.queue.next_avail() {
+                return Ok(true);
+            }
+            if start.elapsed() >= self.poll.window {
+                self.poll.busy = false;
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
     /// Takes chains, has each answered, gives them back and interrupts once: at most as many as the queue has, so that a
     /// driver that keeps it full does not keep the thread.
     ///
@@ -516,6 +579,7 @@ impl ActiveQueue {
         mut answer: impl FnMut(&Chain, &GuestMemory) -> Result<u32, WorkerError>,
     ) -> Result<(), WorkerError> {
         let mut budget = self.queue.size();
+        self.poll.woken();
         self.disable_notification()?;
         loop {
             while budget > 0 && self.pop(chain)? {
@@ -528,7 +592,11 @@ impl ActiveQueue {
                 return self.come_back();
             }
             self.notify()?;
+            if self.watch()? {
+                continue;
+            }
             if !self.enable_notification()? {
+                self.poll.ask();
                 return Ok(());
             }
             self.disable_notification()?;

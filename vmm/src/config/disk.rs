@@ -1,10 +1,11 @@
 //! Disks, as configuration.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::MemorySize;
+use super::{MemorySize, Span};
 
 /// A disk of the guest: a raw image or a block device of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub struct DiskConfig {
     /// Number of request queues, 1 to 16.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub queues: u16,
+    /// How long to watch a busy queue for its next request, instead of waiting to be told of it; at most 1 ms. Zero is never.
+    #[serde(default = "poll", skip_serializing_if = "is_poll")]
+    pub poll: Span,
     /// Whether other VMs are kept from a disk that this one writes.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub lock: bool,
@@ -45,6 +49,7 @@ impl DiskConfig {
             serial: None,
             cache: CacheMode::default(),
             queues: 1,
+            poll: poll(),
             lock: true,
             size: None,
         }
@@ -71,6 +76,14 @@ pub enum CacheMode {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+fn poll() -> Span {
+    Span::from(Duration::from_micros(20))
+}
+
+fn is_poll(value: &Span) -> bool {
+    *value == poll()
 }
 
 fn one() -> u16 {

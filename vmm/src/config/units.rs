@@ -123,7 +123,7 @@ impl TryFrom<SizeRepr> for MemorySize {
     }
 }
 
-/// A span of time: `500ms`, `5s`, `2m`, `1h`. A bare number is refused, because its unit would be a guess.
+/// A span of time: `20us`, `500ms`, `5s`, `2m`, `1h`. A bare number is refused, because its unit would be a guess.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Span(Duration);
@@ -143,13 +143,14 @@ impl From<Duration> for Span {
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = self.0.as_millis();
-        match ms {
+        let us = self.0.as_micros();
+        match us {
             0 => write!(f, "0s"),
-            _ if ms.is_multiple_of(3_600_000) => write!(f, "{}h", ms / 3_600_000),
-            _ if ms.is_multiple_of(60_000) => write!(f, "{}m", ms / 60_000),
-            _ if ms.is_multiple_of(1000) => write!(f, "{}s", ms / 1000),
-            _ => write!(f, "{ms}ms"),
+            _ if us.is_multiple_of(3_600_000_000) => write!(f, "{}h", us / 3_600_000_000),
+            _ if us.is_multiple_of(60_000_000) => write!(f, "{}m", us / 60_000_000),
+            _ if us.is_multiple_of(1_000_000) => write!(f, "{}s", us / 1_000_000),
+            _ if us.is_multiple_of(1000) => write!(f, "{}ms", us / 1000),
+            _ => write!(f, "{us}us"),
         }
     }
 }
@@ -164,21 +165,22 @@ impl FromStr for Span {
             examples: DURATION_EXAMPLES,
         };
         let (number, unit) = split_number(text).ok_or_else(malformed)?;
-        let unit_ms = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" | "min" => 60_000,
-            "h" => 3_600_000,
+        let unit_us = match unit {
+            "us" => 1,
+            "ms" => 1000,
+            "s" => 1_000_000,
+            "m" | "min" => 60_000_000,
+            "h" => 3_600_000_000,
             _ => return Err(malformed()),
         };
         // A century: beyond it, deadline arithmetic on `Instant` could overflow.
-        const LONGEST_MS: u64 = 100 * 366 * 24 * 3_600_000;
+        const LONGEST_US: u64 = 100 * 366 * 24 * 3_600_000_000;
         number
             .parse::<u64>()
             .ok()
-            .and_then(|n| n.checked_mul(unit_ms))
-            .filter(|ms| *ms <= LONGEST_MS)
-            .map(|ms| Self(Duration::from_millis(ms)))
+            .and_then(|n| n.checked_mul(unit_us))
+            .filter(|us| *us <= LONGEST_US)
+            .map(|us| Self(Duration::from_micros(us)))
             .ok_or_else(|| UnitError::TooLarge {
                 text: text.into(),
                 what: "duration",
@@ -255,6 +257,7 @@ mod tests {
         );
         assert_eq!("90m".parse::<Span>().unwrap().to_string(), "90m");
         assert_eq!("1500ms".parse::<Span>().unwrap().to_string(), "1500ms");
+        assert_eq!("20us".parse::<Span>().unwrap().to_string(), "20us");
         for text in ["5", "s", "", "-1s", "1.5s"] {
             assert!(
                 matches!(text.parse::<Span>(), Err(UnitError::Malformed { .. })),
@@ -275,8 +278,8 @@ mod tests {
         }
 
         #[test]
-        fn a_span_survives_its_text(ms in 0u64..10_000_000_000) {
-            let span = Span::from(Duration::from_millis(ms));
+        fn a_span_survives_its_text(us in 0u64..10_000_000_000_000) {
+            let span = Span::from(Duration::from_micros(us));
             prop_assert_eq!(span.to_string().parse::<Span>().unwrap(), span);
         }
 

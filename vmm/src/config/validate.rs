@@ -1,6 +1,7 @@
 //! The judge of a configuration: everything that can be said without asking the host.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use ampoule_arch::layout;
 use ampoule_devices::backend::disk::SECTOR;
@@ -8,7 +9,7 @@ use ampoule_devices::virtio::block::MAX_QUEUES;
 
 use crate::resource_allocator::MAX_DEVICES;
 
-use super::{HugePages, MAX_CPUS, MemoryBacking, MemorySize, VmConfig};
+use super::{HugePages, MAX_CPUS, MemoryBacking, MemorySize, Span, VmConfig};
 
 /// Why a configuration cannot be a VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +59,14 @@ pub enum ConfigError {
         /// The most.
         max: u16,
     },
+    /// A disk's queue would be watched for too long.
+    #[error("{name} would be watched for {poll}, and 1ms is the limit")]
+    DiskPoll {
+        /// The disk.
+        name: String,
+        /// What was asked for.
+        poll: Span,
+    },
     /// A new disk's size that is none.
     #[error("{name} would have {size}, which is not a positive multiple of 512 bytes")]
     DiskSize {
@@ -104,6 +113,7 @@ impl ConfigError {
             Self::DiskQueues { .. } => Some("more queues than vCPUs are of no use".into()),
             Self::CmdlineTooLong { .. }
             | Self::CmdlineNul { .. }
+            | Self::DiskPoll { .. }
             | Self::DiskSize { .. }
             | Self::TooManyDevices { .. } => None,
         }
@@ -152,6 +162,10 @@ impl VmConfig {
             let (queues, max) = (disk.queues, MAX_QUEUES);
             if !(1..=max).contains(&queues) {
                 return Err(ConfigError::DiskQueues { name, queues, max });
+            }
+            if disk.poll.as_duration() > Duration::from_millis(1) {
+                let poll = disk.poll;
+                return Err(ConfigError::DiskPoll { name, poll });
             }
             if let Some(size) = disk.size
                 && (size.as_bytes() == 0 || !size.as_bytes().is_multiple_of(SECTOR))

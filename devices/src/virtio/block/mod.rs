@@ -9,6 +9,7 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::device::{
     ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker, WorkerError,
@@ -67,6 +68,8 @@ pub struct BlockConfig {
     pub cache: CacheMode,
     /// Number of queues, 1 to [`MAX_QUEUES`].
     pub queues: u16,
+    /// How long to watch a busy queue for its next request ([`ActiveQueue::set_poll`]).
+    pub poll: Duration,
 }
 
 /// The block device.
@@ -151,8 +154,11 @@ impl VirtioDevice for Block {
 
     fn activate(
         &mut self,
-        context: ActivationContext,
+        mut context: ActivationContext,
     ) -> Result<Box<dyn VirtioWorker>, ActivateError> {
+        for queue in &mut context.queues {
+            queue.set_poll(self.config.poll);
+        }
         if context.queues.is_empty() {
             return Err(ActivateError::MissingQueue { index: 0 });
         }

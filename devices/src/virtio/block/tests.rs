@@ -112,6 +112,7 @@ fn block(disk: &Arc<TestDisk>, cache: CacheMode) -> Block {
         serial: "a serial that is longer than twenty bytes".into(),
         cache,
         queues: 1,
+        poll: Duration::ZERO,
     };
     Block::new(config, disk.clone())
 }
