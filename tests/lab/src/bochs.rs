@@ -41,6 +41,8 @@ pub(crate) const PACKAGES: &[&str] = &[
     "e2fsprogs",
     "isolinux",
     "syslinux-common",
+    // Debian lets seabios stand for it, which has no VGA BIOS that Bochs finds.
+    "vgabios",
     "xorriso",
 ];
 
