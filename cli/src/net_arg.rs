@@ -61,7 +61,7 @@ mod tests {
             ("tap=a,tap=b", "twice"),
             ("tap=a,fd=3", "give one"),
             ("tap0", "did you mean tap=tap0?"),
-            ("tap=a,mca=02:00:00:00:00:01", "did you mean mac?"),
+            ("tap=a,macc=02:00:00:00:00:01", "did you mean mac?"),
             ("tap=a,wibble=1", "known are tap"),
             ("tap=a,mac=02", "02:00:00:00:00:01"),
             ("tap=a,mtu=65536", "mtu: "),

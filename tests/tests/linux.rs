@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         net:
             a_guest_talks_to_its_host
             a_tap_that_goes_leaves_the_guest_running
+            an_inherited_tap_serves_one_guest_after_another
             a_tap_that_cannot_be_opened_is_named;
         virtio:
             disks_are_read_and_written

@@ -112,7 +112,7 @@ pub enum TapError {
     /// A setting was refused.
     #[error("cannot set up tap \"{name}\"")]
     SetUp {
-        /// The interface, or `fd N`.
+        /// The interface.
         name: String,
         /// Why.
         #[source]
@@ -155,6 +155,8 @@ impl TapError {
 #[derive(Debug)]
 pub struct Tap {
     file: File,
+    /// For messages.
+    name: String,
     offloads: Offloads,
 }
 
@@ -224,7 +226,7 @@ impl Tap {
                 return Err(TapError::Flags { fd, flag: name });
             }
         }
-        let name = format!("fd {fd}");
+        let name = interface_name(&request);
         // SAFETY: takes no pointer.
         let status = unsafe { libc::fcntl(copy, libc::F_GETFL) } | libc::O_NONBLOCK;
         // SAFETY: takes no pointer.
@@ -248,6 +250,7 @@ impl Tap {
             .map_err(failed)?;
         let mut tap = Self {
             file,
+            name: name.to_owned(),
             offloads: Offloads::default(),
         };
         let most = Offloads {
@@ -279,6 +282,18 @@ impl Tap {
         Ok(slices.iter().map(piece).collect())
     }
 
+    /// What a tap's errors mean, where the host's own words for them do not tell.
+    fn explain(&self, err: io::Error) -> io::Error {
+        let name = &self.name;
+        match err.raw_os_error() {
+            Some(libc::EIO) => {
+                io::Error::other(format!("tap {name} is down: ip link set {name} up"))
+            }
+            Some(libc::EBADFD) => io::Error::other(format!("tap {name} is gone")),
+            _ => err,
+        }
+    }
+
     fn transfer(
         &self,
         slices: &[VolatileSlice<'_>],
@@ -305,11 +320,14 @@ impl Tap {
 impl NetBackend for Tap {
     fn send(&self, packet: &[VolatileSlice<'_>]) -> io::Result<()> {
         // A frame is taken whole or not at all.
-        self.transfer(packet, libc::writev).map(drop)
+        self.transfer(packet, libc::writev)
+            .map(drop)
+            .map_err(|err| self.explain(err))
     }
 
     fn receive(&self, room: &[VolatileSlice<'_>]) -> io::Result<usize> {
         self.transfer(room, libc::readv)
+            .map_err(|err| self.explain(err))
     }
 
     fn fd(&self) -> RawFd {
@@ -350,6 +368,12 @@ fn interface_request(name: &str) -> Option<libc::ifreq> {
     Some(request)
 }
 
+fn interface_name(request: &libc::ifreq) -> String {
+    let bytes = request.ifr_name.iter().map(|byte| *byte as u8);
+    let name: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
+    String::from_utf8_lossy(&name).into_owned()
+}
+
 fn result(code: libc::c_int) -> io::Result<()> {
     match code {
         -1 => Err(io::Error::last_os_error()),
@@ -380,7 +404,8 @@ mod tests {
             let err = Tap::open(name).unwrap_err();
             assert!(matches!(err, TapError::Name { .. }), "{err}");
         }
-        assert!(interface_request("fifteen-bytes-x").is_some());
+        let longest = interface_request("fifteen-bytes-x").unwrap();
+        assert_eq!(interface_name(&longest), "fifteen-bytes-x");
     }
 
     #[test]

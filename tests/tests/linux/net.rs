@@ -1,14 +1,15 @@
 //! The network device, by the driver of a stock kernel, over a TAP interface of the host. Needs root, as the lab host has.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use crate::driver::{Vm, finish};
-use crate::guest::{LOAD_VIRTIO, boot, linux};
+use crate::guest::{LOAD_VIRTIO, boot, linux, wait_ready};
 use crate::virtio::{ask, expect, host_sum, sha256};
 
 /// What goes each way.
@@ -75,6 +76,12 @@ pub(crate) fn a_guest_talks_to_its_host() {
     ask(vm, &format!("{connect} </own.bin >/dev/null"));
     peer.join().unwrap();
     assert_eq!(sha256(vm, "/own.bin"), sum_of(&taken));
+
+    // The driver goes, which resets the device, and comes back.
+    ask(vm, "rmmod virtio_net && insmod /lib/virtio_net.ko");
+    ask(vm, "ip addr add 10.83.0.2/24 dev eth0");
+    ask(vm, "ip link set eth0 up");
+    host("ping -c 3 -W 30 10.83.0.2");
     vm.send("poweroff -f\n");
 }
 
@@ -96,6 +103,48 @@ pub(crate) fn a_tap_that_goes_leaves_the_guest_running() {
     expect(&mut vm, "cat /sys/class/net/eth0/carrier", "1");
     vm.send("poweroff -f\n");
     vm.end().expect_code(0);
+}
+
+/// A tap that the test opens: it serves the guest that a reset leads to as it did the first.
+pub(crate) fn an_inherited_tap_serves_one_guest_after_another() {
+    let tap = open_tap("ampoule3");
+    host("ip addr add 10.83.3.1/24 dev ampoule3");
+    host("ip link set ampoule3 up");
+    let mut command = linux("6.1", "vmlinux");
+    command.args(["--on-reboot", "restart", "--net"]);
+    command.arg(format!("fd={}", tap.as_raw_fd()));
+    let (mut vm, _) = boot(command);
+    for ending in ["reboot -f\n", "poweroff -f\n"] {
+        ask(&mut vm, LOAD_VIRTIO);
+        ask(&mut vm, "ip addr add 10.83.3.2/24 dev eth0");
+        ask(&mut vm, "ip link set eth0 up");
+        ask(&mut vm, "ping -c 3 -W 30 10.83.3.1");
+        vm.send(ending);
+        if ending.starts_with("reboot") {
+            wait_ready(&mut vm);
+        }
+    }
+    vm.end().expect_code(0).expect_silence();
+}
+
+/// Opens a tap that children inherit.
+fn open_tap(name: &str) -> File {
+    let tun = File::options().read(true).write(true).open("/dev/net/tun");
+    let tun = tun.expect("no taps");
+    // SAFETY: plain data, for which zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: the request lives through the call, which reads and writes it.
+    let made = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: takes no pointer.
+    let kept = unsafe { libc::fcntl(tun.as_raw_fd(), libc::F_SETFD, 0) };
+    assert_eq!(kept, 0);
+    tun
 }
 
 /// What is no tap, and a tap of another VM.

@@ -438,7 +438,9 @@ mod tests {
             let expected = ConfigError::NetMac { name: name(), mac };
             assert_eq!(with(vec![config]), Err(expected));
         }
-        let many = (0..MAX_DEVICES).map(|n| tap(&format!("tap{n}"))).collect();
+        let many = (0..MAX_DEVICES)
+            .map(|n| NetConfig::tap(format!("tap{n}")))
+            .collect();
         assert!(matches!(
             with(many),
             Err(ConfigError::TooManyDevices { .. })
