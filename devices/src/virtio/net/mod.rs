@@ -1,6 +1,6 @@
 //! The network device. Virtio 1.2, section 5.1: one receive queue (0) and one transmit queue (1).
 //!
-//! [`rx`] fills the driver's buffers with frames of a [`NetBackend`], [`tx`] sends what the driver has; here is what
+//! `rx` fills the driver's buffers with frames of a [`NetBackend`], `tx` sends what the driver has; here is what
 //! surrounds them: features, configuration space, fairness. A frame that cannot be delivered or sent is dropped and
 //! counted; no frame's content is a reason for the device to fail. The data half lives on an I/O thread. It waits for the
 //! back end by its edges, so that frames for which there is no buffer wake nobody.
