@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ampoule_vmm::config::{
-    DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, OnReboot, SerialConfig, Span,
-    VmConfig,
+    DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, NetConfig, OnReboot,
+    SerialConfig, Span, VmConfig,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::Error as ValueError;
 
-use crate::disk_arg;
+use crate::{disk_arg, net_arg};
 
 const GUEST: &str = "Guest";
 const MACHINE: &str = "Machine";
@@ -42,6 +42,7 @@ Examples:
   ampoule run --kernel vmlinux --memory 2G --cpus 4 --append quiet
   ampoule run --kernel vmlinuz --initrd test.cpio --serial file:console.log --timeout 60s
   ampoule run --kernel vmlinuz --initrd i.cpio --disk path=data.img,size=10G
+  ampoule run --kernel vmlinuz --initrd i.cpio --net tap=tap0
   ampoule run --kernel vmlinuz --memory 1G --print-config > vm.toml
   ampoule run --config vm.toml --timeline -
 
@@ -151,6 +152,13 @@ pub(crate) struct RunArgs {
     /// holds. A comma in a value is doubled.
     #[arg(long, value_name = "path=IMAGE,…", help_heading = DEVICES, value_parser = disk_arg::parse)]
     disk: Vec<DiskConfig>,
+    /// A network interface, as tap=NAME or fd=N with more keys after commas; several times for several interfaces
+    ///
+    /// Frames go to a TAP interface of the host, which is created where there is none (by root, or with CAP_NET_ADMIN), or to one
+    /// that another program opened as descriptor N (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR). Keys: tap; fd; mac=ADDRESS, else one that
+    /// is always the same for an id or a tap; mtu=N, told to the guest; id=NAME, for messages.
+    #[arg(long, value_name = "tap=NAME,…", help_heading = DEVICES, value_parser = net_arg::parse)]
+    net: Vec<NetConfig>,
     /// An entropy device, fed by the host's random number generator [default: on]
     #[arg(long, value_name = "on|off", help_heading = DEVICES, action = clap::ArgAction::Set, value_parser = on_off_parser())]
     rng: Option<bool>,
@@ -235,6 +243,9 @@ impl RunArgs {
         set(&mut vm.rng, self.rng);
         if !self.disk.is_empty() {
             vm.disk = self.disk;
+        }
+        if !self.net.is_empty() {
+            vm.net = self.net;
         }
         *timeline = self.timeline.or(timeline.take());
         set(log_level, self.log_level);
@@ -344,7 +355,7 @@ mod tests {
     fn every_flag_reaches_its_field() {
         let args = "--kernel k --initrd i --cmdline c --append a --entry pvh --cpus 3 --memory 2G --hugepages 2M \
                     --memory-backing shared --serial file:log --on-reboot restart --grace 1500ms --timeout 2m \
-                    --timeline t.json --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly";
+                    --timeline t.json --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly --net tap=t --net fd=3";
         let args: Vec<_> = args.split_whitespace().collect();
         let expected = RunConfig {
             vm: VmConfig {
@@ -369,6 +380,7 @@ mod tests {
                         ..DiskConfig::new("b.img")
                     },
                 ],
+                net: vec![NetConfig::tap("t"), NetConfig::fd(3)],
             },
             timeline: Some("t.json".into()),
             log_level: LevelFilter::Debug,
@@ -389,6 +401,7 @@ mod tests {
             ["--log-level", "loud"],
             ["--rng", "maybe"],
             ["--disk", "root.img"],
+            ["--net", "tap0"],
         ] {
             assert!(parse(&args).is_err(), "{args:?}");
         }

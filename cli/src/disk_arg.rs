@@ -1,74 +1,42 @@
 //! `--disk path=root.img,readonly`: a list of keys, as a disk's configuration has them, in one argument.
 
-use std::fmt::Display;
-use std::str::FromStr;
+use std::path::Path;
 
 use ampoule_vmm::config::{CacheMode, DiskConfig, MemorySize};
+
+use crate::key_list::{each, needed, switch, typed, unknown};
 
 const KEYS: [&str; 9] = [
     "path", "readonly", "id", "serial", "cache", "queues", "poll", "lock", "size",
 ];
 
-/// Reads the argument. A comma is part of a value where it is doubled.
+/// Reads the argument.
 pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
     let mut disk = DiskConfig::new("");
-    let mut seen: Vec<String> = Vec::new();
-    for part in split(text) {
-        let (key, value) = match part.split_once('=') {
-            Some((key, value)) => (key, Some(value)),
-            None => (part.as_str(), None),
-        };
-        if seen.iter().any(|known| known == key) {
-            return Err(format!("{key} is there twice"));
-        }
-        seen.push(key.to_owned());
-        let needed = || {
-            value
-                .filter(|value| !value.is_empty())
-                .ok_or_else(|| format!("{key} needs a value: {key}=…"))
-        };
+    each(text, |key, value| {
         match key {
-            "path" => disk.path = needed()?.into(),
+            "path" => disk.path = needed(key, value)?.into(),
             "readonly" => disk.readonly = switch(key, value)?,
-            "id" => disk.id = Some(needed()?.to_owned()),
-            "serial" => disk.serial = Some(needed()?.to_owned()),
-            "cache" => disk.cache = cache(needed()?)?,
-            "queues" => disk.queues = number(key, needed()?)?,
-            "poll" => disk.poll = number(key, needed()?)?,
+            "id" => disk.id = Some(needed(key, value)?.to_owned()),
+            "serial" => disk.serial = Some(needed(key, value)?.to_owned()),
+            "cache" => disk.cache = cache(needed(key, value)?)?,
+            "queues" => disk.queues = typed(key, value)?,
+            "poll" => disk.poll = typed(key, value)?,
             "lock" => disk.lock = switch(key, value)?,
-            "size" => disk.size = Some(number::<MemorySize>(key, needed()?)?),
-            _ => return Err(unknown(key)),
+            "size" => disk.size = Some(typed::<MemorySize>(key, value)?),
+            _ if !key.is_empty() && Path::new(key).exists() => {
+                return Err(format!(
+                    "\"{key}\" is not a key of a disk; did you mean path={key}?"
+                ));
+            }
+            _ => return Err(unknown(key, "a disk", &KEYS)),
         }
-    }
+        Ok(())
+    })?;
     if disk.path.as_os_str().is_empty() {
         return Err("no path is given: path=IMAGE".into());
     }
     Ok(disk)
-}
-
-fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
-        match (c, parts.last_mut()) {
-            (',', Some(last)) if rest.peek() == Some(&',') => {
-                rest.next();
-                last.push(',');
-            }
-            (',', _) => parts.push(String::new()),
-            (c, Some(last)) => last.push(c),
-            (_, None) => {}
-        }
-    }
-    parts
-}
-
-fn switch(key: &str, value: Option<&str>) -> Result<bool, String> {
-    match value {
-        None | Some("on") => Ok(true),
-        Some("off") => Ok(false),
-        Some(other) => Err(format!("{key} is on or off, not \"{other}\"")),
-    }
 }
 
 fn cache(value: &str) -> Result<CacheMode, String> {
@@ -79,34 +47,6 @@ fn cache(value: &str) -> Result<CacheMode, String> {
         other => Err(format!(
             "cache is writeback, writethrough or unsafe, not \"{other}\""
         )),
-    }
-}
-
-fn number<T: FromStr>(key: &str, value: &str) -> Result<T, String>
-where
-    T::Err: Display,
-{
-    value.parse().map_err(|err| format!("{key}: {err}"))
-}
-
-fn unknown(key: &str) -> String {
-    if key.is_empty() {
-        return "there is an empty key: keys are separated by one comma".into();
-    }
-    if std::path::Path::new(key).exists() {
-        return format!("\"{key}\" is not a key of a disk; did you mean path={key}?");
-    }
-    let nearest = KEYS
-        .iter()
-        .map(|known| (strsim::jaro_winkler(key, known), known))
-        .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    match nearest {
-        Some((_, known)) => format!("\"{key}\" is not a key of a disk; did you mean {known}?"),
-        None => format!(
-            "\"{key}\" is not a key of a disk; known are {}",
-            KEYS.join(", ")
-        ),
     }
 }
 

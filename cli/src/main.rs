@@ -11,7 +11,9 @@ mod disk_arg;
 mod doctor;
 #[cfg(not(test))]
 mod entry;
+mod key_list;
 mod logger;
+mod net_arg;
 mod paint;
 mod report;
 mod run;

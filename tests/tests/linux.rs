@@ -11,6 +11,8 @@ mod driver;
 mod ends;
 #[path = "linux/guest.rs"]
 mod guest;
+#[path = "linux/net.rs"]
+mod net;
 #[path = "linux/virtio.rs"]
 mod virtio;
 
@@ -49,6 +51,11 @@ fn main() -> ExitCode {
             sigterm_presses_the_power_button
             a_deadline_gives_124
             the_timeline_marks_init;
+        net:
+            a_guest_talks_to_its_host
+            a_tap_that_goes_leaves_the_guest_running
+            an_inherited_tap_serves_one_guest_after_another
+            a_tap_that_cannot_be_opened_is_named;
         virtio:
             disks_are_read_and_written
             the_entropy_device_feeds_hwrng;

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
+use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig};
+use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::Rng;
 
-use crate::config::{CacheMode, DiskConfig, VmConfig};
+use crate::config::{CacheMode, DiskConfig, NetConfig, VmConfig};
 use crate::error::Error;
 
 /// A device with its name in messages.
@@ -22,6 +24,10 @@ pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
         devices.push((name.clone(), Box::new(open_disk(disk, name)?)));
+    }
+    for (index, interface) in config.net.iter().enumerate() {
+        let name = interface.name(index);
+        devices.push((name.clone(), Box::new(open_net(interface, name)?)));
     }
     if config.rng {
         devices.push(("rng".into(), Box::new(Rng::new())));
@@ -48,4 +54,17 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
         poll: disk.poll.as_duration(),
     };
     Ok(Block::new(config, Arc::new(image)))
+}
+
+fn open_net(interface: &NetConfig, name: String) -> Result<Net, Error> {
+    let tap = match interface.fd {
+        Some(fd) => Tap::inherit(fd)?,
+        None => Tap::open(interface.tap.as_deref().unwrap_or_default())?,
+    };
+    let config = net::NetConfig {
+        mac: interface.effective_mac(&name).octets(),
+        name,
+        mtu: interface.mtu,
+    };
+    Ok(Net::new(config, Arc::new(tap)))
 }

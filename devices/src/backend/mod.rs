@@ -1,4 +1,5 @@
-//! What devices stand on, on the host's side: descriptors, later disk images, taps and sockets.
+//! What devices stand on, on the host's side: descriptors, disk images, taps, later sockets.
 
 pub mod disk;
 pub mod fd_sink;
+pub mod tap;

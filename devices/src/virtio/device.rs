@@ -19,6 +19,8 @@ pub type GuestMemory = GuestMemoryMmap<()>;
 pub struct VirtioDeviceType(pub u32);
 
 impl VirtioDeviceType {
+    /// Network device (5.1).
+    pub const NET: Self = Self(1);
     /// Block device (5.2).
     pub const BLOCK: Self = Self(2);
     /// Entropy device (5.4).

@@ -7,11 +7,13 @@
 //! # The table of devices
 //! | id | device | module | specification |
 //! |---|---|---|---|
+//! | 1 | network | [`net`] | 5.1 |
 //! | 2 | block | [`block`] | 5.2 |
 //! | 4 | entropy | [`rng`] | 5.4 |
 
 pub mod block;
 pub mod device;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod status;

@@ -137,7 +137,8 @@ pub fn with_slices<T>(
     use_it(&slices(memory, buffers, skip, len))
 }
 
-fn slices<'a>(
+/// The host's memory behind `len` bytes of `buffers`, from `skip` on, in as many pieces as it takes.
+pub fn slices<'a>(
     memory: &'a GuestMemory,
     buffers: &[Buffer],
     skip: u32,
@@ -322,6 +323,11 @@ impl ActiveQueue {
         })
     }
 
+    /// The number of its descriptors: at most so many chains can be available at once.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// Its number.
     pub fn index(&self) -> u16 {
         self.index
@@ -345,6 +351,13 @@ impl ActiveQueue {
             .map_err(|source| self.broken(source))?;
         self.in_flight.insert(head);
         Ok(true)
+    }
+
+    /// Puts the chain that was taken last back into the available ring. Of several, the one taken last goes back first.
+    pub fn undo_pop(&mut self, head: u16) {
+        self.in_flight.remove(head);
+        let before = self.queue.next_avail().wrapping_sub(1);
+        self.queue.set_next_avail(before);
     }
 
     fn broken(&self, source: QueueError) -> WorkerError {

@@ -35,10 +35,14 @@ const MODULES: &[&str] = &[
     "virtio_mmio",
     "virtio_blk",
     "virtio-rng",
+    "failover",
+    "net_failover",
+    "virtio_net",
 ];
 
 /// A shell command that loads the modules of virtio.
-pub(crate) const LOAD_VIRTIO: &str = "for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng; do \
+pub(crate) const LOAD_VIRTIO: &str = "for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng \
+     failover net_failover virtio_net; do \
      test -e /lib/$m.ko && insmod /lib/$m.ko; done";
 
 /// The initramfs, made once.

@@ -9,7 +9,7 @@ use crate::driver::Vm;
 use crate::guest::{LOAD_VIRTIO, boot, linux};
 
 /// Has the guest's shell do something, and returns what it printed.
-fn ask(vm: &mut Vm, question: &str) -> String {
+pub(crate) fn ask(vm: &mut Vm, question: &str) -> String {
     // The shell's echo of the question must not pass for the answer.
     vm.send(&format!("{question}; echo answe''red $?\n"));
     let said = vm.read_until("answered ");
@@ -19,7 +19,7 @@ fn ask(vm: &mut Vm, question: &str) -> String {
 }
 
 #[track_caller]
-fn expect(vm: &mut Vm, question: &str, expected: &str) {
+pub(crate) fn expect(vm: &mut Vm, question: &str, expected: &str) {
     let said = ask(vm, question);
     assert!(
         said.contains(expected),
@@ -33,7 +33,7 @@ fn image(folder: &Path, name: &str, len: usize) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn sha256(vm: &mut Vm, file: &str) -> String {
+pub(crate) fn sha256(vm: &mut Vm, file: &str) -> String {
     let said = ask(vm, &format!("sha256sum {file} | cut -c1-64"));
     let is_sum = |line: &&str| line.len() == 64;
     said.lines()
@@ -92,7 +92,7 @@ fn original(len: usize) -> Vec<u8> {
 }
 
 /// The same sum by the host's program.
-fn host_sum(path: &str) -> String {
+pub(crate) fn host_sum(path: &str) -> String {
     let output = Command::new("sha256sum").arg(path).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     text[..64].to_owned()

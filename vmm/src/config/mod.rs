@@ -4,6 +4,7 @@
 //! all three (kebab-case outside Rust). [`VmConfig::validate`] is the only judge of it.
 
 mod disk;
+mod net;
 mod units;
 mod validate;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::kernel::KernelEntry;
 pub use disk::{CacheMode, DiskConfig};
+pub use net::{MacAddress, MacError, NetConfig};
 pub use units::{MemorySize, Span, UnitError};
 pub use validate::ConfigError;
 
@@ -76,6 +78,9 @@ pub struct VmConfig {
     /// The disks, in the order in which the guest sees them: `/dev/vda`, `/dev/vdb` and so on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disk: Vec<DiskConfig>,
+    /// The network interfaces, in the order in which the guest sees them: `eth0`, `eth1` and so on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetConfig>,
 }
 
 impl Default for VmConfig {
@@ -96,6 +101,7 @@ impl Default for VmConfig {
             timeout: None,
             rng: true,
             disk: Vec::new(),
+            net: Vec::new(),
         }
     }
 }
@@ -234,6 +240,7 @@ mod tests {
             on_reboot: OnReboot::Restart,
             timeout: Some(Span::from(Duration::from_secs(60))),
             disk: vec![DiskConfig::new("root.img")],
+            net: vec![NetConfig::tap("tap0")],
             ..VmConfig::default()
         };
         let text = serde_json::to_string(&config).unwrap();

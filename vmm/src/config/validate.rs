@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use ampoule_arch::layout;
 use ampoule_devices::backend::disk::SECTOR;
+use ampoule_devices::backend::tap;
 use ampoule_devices::virtio::block::MAX_QUEUES;
 
 use crate::resource_allocator::MAX_DEVICES;
 
-use super::{HugePages, MAX_CPUS, MemoryBacking, MemorySize, Span, VmConfig};
+use super::{
+    HugePages, MAX_CPUS, MacAddress, MemoryBacking, MemorySize, NetConfig, Span, VmConfig,
+};
 
 /// Why a configuration cannot be a VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +84,50 @@ pub enum ConfigError {
         /// The name.
         name: String,
     },
+    /// Two network interfaces with one name.
+    #[error("there are two network interfaces named {name}")]
+    NetName {
+        /// The name.
+        name: String,
+    },
+    /// A network interface that leads nowhere, or to two places.
+    #[error("{name} needs a tap or a descriptor, and not both")]
+    NetBackend {
+        /// The interface.
+        name: String,
+    },
+    /// A tap that two interfaces use.
+    #[error("{tap} is the tap of two network interfaces")]
+    NetTapTwice {
+        /// The tap, or `fd N`.
+        tap: String,
+    },
+    /// What cannot be the name of an interface of the host's.
+    #[error("{name} has the tap \"{tap}\", which cannot be the name of one")]
+    NetTapName {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        tap: String,
+    },
+    /// An address that no single interface can have.
+    #[error("{name} has the address {mac}, which is not that of one station")]
+    NetMac {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        mac: MacAddress,
+    },
+    /// A maximum transmission unit below that of IPv4.
+    #[error("{name} has an MTU of {mtu}, and {min} is the least")]
+    NetMtu {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        mtu: u16,
+        /// The least.
+        min: u16,
+    },
     /// More virtio devices than a machine has places for.
     #[error("{count} virtio devices are more than the {max} that a VM has places for")]
     TooManyDevices {
@@ -109,9 +156,21 @@ impl ConfigError {
                 let rounded = MemorySize::bytes(down.max(page.as_bytes()));
                 Some(format!("use for instance --memory {rounded}"))
             }
-            Self::DiskName { .. } => Some("give each its own, with id=NAME".into()),
+            Self::DiskName { .. } | Self::NetName { .. } => {
+                Some("give each its own, with id=NAME".into())
+            }
             Self::DiskQueues { .. } => Some("more queues than vCPUs are of no use".into()),
-            Self::CmdlineTooLong { .. }
+            Self::NetBackend { .. } => Some("--net tap=NAME or --net fd=N".into()),
+            Self::NetMac { .. } => {
+                Some("the first byte of an address is even, 02 for instance".into())
+            }
+            Self::NetTapName { .. } => Some(format!(
+                "a name has 1 to {} bytes, and no space, slash, colon or percent sign",
+                tap::MAX_NAME
+            )),
+            Self::NetTapTwice { .. }
+            | Self::NetMtu { .. }
+            | Self::CmdlineTooLong { .. }
             | Self::CmdlineNul { .. }
             | Self::DiskPoll { .. }
             | Self::DiskSize { .. }
@@ -149,7 +208,7 @@ impl VmConfig {
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
-        let count = self.disk.len() + usize::from(self.rng);
+        let count = self.disk.len() + self.net.len() + usize::from(self.rng);
         if count > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices {
                 count,
@@ -176,6 +235,49 @@ impl VmConfig {
                 return Err(ConfigError::DiskName { name });
             }
         }
+        self.validate_net()
+    }
+
+    fn validate_net(&self) -> Result<(), ConfigError> {
+        const MIN_MTU: u16 = 68;
+        let (mut names, mut taps) = (BTreeSet::new(), BTreeSet::new());
+        for (index, interface) in self.net.iter().enumerate() {
+            let name = interface.name(index);
+            let tap = match interface {
+                NetConfig {
+                    tap: Some(tap),
+                    fd: None,
+                    ..
+                } if is_interface_name(tap) => tap.clone(),
+                NetConfig {
+                    tap: Some(tap),
+                    fd: None,
+                    ..
+                } => {
+                    let tap = tap.clone();
+                    return Err(ConfigError::NetTapName { name, tap });
+                }
+                NetConfig {
+                    tap: None,
+                    fd: Some(fd),
+                    ..
+                } => format!("fd {fd}"),
+                _ => return Err(ConfigError::NetBackend { name }),
+            };
+            if let Some(mac) = interface.mac.filter(|mac| !mac.is_station()) {
+                return Err(ConfigError::NetMac { name, mac });
+            }
+            if let Some(mtu) = interface.mtu.filter(|mtu| *mtu < MIN_MTU) {
+                let min = MIN_MTU;
+                return Err(ConfigError::NetMtu { name, mtu, min });
+            }
+            if !taps.insert(tap.clone()) {
+                return Err(ConfigError::NetTapTwice { tap });
+            }
+            if !names.insert(name.clone()) {
+                return Err(ConfigError::NetName { name });
+            }
+        }
         Ok(())
     }
 
@@ -200,6 +302,12 @@ impl VmConfig {
         self.memory_backing == MemoryBacking::Shared
             || matches!(self.hugepages, HugePages::Huge2M | HugePages::Huge1G)
     }
+}
+
+/// What the host's kernel takes for a name; a percent sign would be a pattern for it.
+fn is_interface_name(name: &str) -> bool {
+    let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
+    (1..=tap::MAX_NAME).contains(&name.len()) && !matches!(name, "." | "..") && !name.contains(bad)
 }
 
 #[cfg(test)]
@@ -292,5 +400,66 @@ mod tests {
             ..good()
         };
         assert_eq!(nul.validate(), Err(ConfigError::CmdlineNul { offset: 1 }));
+    }
+
+    #[test]
+    fn networks_are_judged() {
+        let with = |net: Vec<NetConfig>| VmConfig { net, ..good() }.validate();
+        let tap = NetConfig::tap;
+        assert_eq!(with(vec![tap("tap0"), NetConfig::fd(3)]), Ok(()));
+        for name in ["", "sixteen-bytes-xx", "a b", "a/b", "tap%d", ".."] {
+            let result = with(vec![tap(name)]);
+            assert!(
+                matches!(result, Err(ConfigError::NetTapName { .. })),
+                "{name}"
+            );
+        }
+        let neither = NetConfig {
+            tap: None,
+            ..tap("a")
+        };
+        let both = NetConfig {
+            fd: Some(3),
+            ..tap("a")
+        };
+        for config in [neither, both] {
+            let result = with(vec![config]);
+            assert!(
+                matches!(result, Err(ConfigError::NetBackend { .. })),
+                "{result:?}"
+            );
+        }
+        let twice = with(vec![tap("a"), tap("a")]);
+        assert_eq!(twice, Err(ConfigError::NetTapTwice { tap: "a".into() }));
+        let named = |tap| NetConfig {
+            id: Some("lan".into()),
+            ..NetConfig::tap(tap)
+        };
+        let name = || "lan".to_owned();
+        assert_eq!(
+            with(vec![named("a"), named("b")]),
+            Err(ConfigError::NetName { name: name() })
+        );
+        let mtu = NetConfig {
+            mtu: Some(67),
+            ..named("a")
+        };
+        assert!(matches!(with(vec![mtu]), Err(ConfigError::NetMtu { .. })));
+        for mac in ["00:00:00:00:00:00", "01:00:5e:00:00:01"] {
+            let mac = mac.parse().unwrap();
+            let config = NetConfig {
+                mac: Some(mac),
+                ..named("a")
+            };
+            let expected = ConfigError::NetMac { name: name(), mac };
+            assert_eq!(with(vec![config]), Err(expected));
+        }
+        let many = (0..MAX_DEVICES)
+            .map(|n| NetConfig::tap(format!("tap{n}")))
+            .collect();
+        assert!(matches!(
+            with(many),
+            Err(ConfigError::TooManyDevices { .. })
+        ));
     }
 }

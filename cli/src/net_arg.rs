@@ -1,0 +1,74 @@
+//! `--net tap=tap0,mac=02:00:00:00:00:01`: a list of keys, as a network interface's configuration has them, in one argument.
+
+use ampoule_vmm::config::NetConfig;
+
+use crate::key_list::{each, needed, typed, unknown};
+
+const KEYS: [&str; 5] = ["tap", "fd", "mac", "mtu", "id"];
+
+/// Reads the argument.
+pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
+    let mut net = NetConfig {
+        tap: None,
+        ..NetConfig::tap("")
+    };
+    each(text, |key, value| {
+        match key {
+            "tap" => net.tap = Some(needed(key, value)?.to_owned()),
+            "fd" => net.fd = Some(typed::<u16>(key, value)?.into()),
+            "mac" => net.mac = Some(typed(key, value)?),
+            "mtu" => net.mtu = Some(typed(key, value)?),
+            "id" => net.id = Some(needed(key, value)?.to_owned()),
+            _ if value.is_none() && text == key && !key.is_empty() => {
+                return Err(format!(
+                    "\"{key}\" is not a key of a network interface; did you mean tap={key}?"
+                ));
+            }
+            _ => return Err(unknown(key, "a network interface", &KEYS)),
+        }
+        Ok(())
+    })?;
+    match (&net.tap, net.fd) {
+        (None, None) => Err("no tap is given: tap=NAME or fd=N".into()),
+        (Some(_), Some(_)) => Err("tap and fd are two ways to say the same: give one".into()),
+        _ => Ok(net),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_keys_reach_their_fields() {
+        let expected = NetConfig {
+            mac: Some("02:00:00:00:00:01".parse().unwrap()),
+            mtu: Some(9000),
+            id: Some("lan".into()),
+            ..NetConfig::tap("tap0")
+        };
+        let text = "tap=tap0,mac=02:00:00:00:00:01,mtu=9000,id=lan";
+        assert_eq!(parse(text).unwrap(), expected);
+        assert_eq!(parse("fd=3").unwrap(), NetConfig::fd(3));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        for (text, complaint) in [
+            ("", "empty key"),
+            ("mtu=1500", "no tap is given"),
+            ("tap=", "tap needs a value"),
+            ("tap=a,tap=b", "twice"),
+            ("tap=a,fd=3", "give one"),
+            ("tap0", "did you mean tap=tap0?"),
+            ("tap=a,macc=02:00:00:00:00:01", "did you mean mac?"),
+            ("tap=a,wibble=1", "known are tap"),
+            ("tap=a,mac=02", "02:00:00:00:00:01"),
+            ("tap=a,mtu=65536", "mtu: "),
+            ("fd=-1", "fd: "),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! From the driver to the back end. Virtio 1.2, section 5.1.6.2.
+//!
+//! The header is fetched once and checked; what the back end gets is made of the copy. The frame goes to the back end from
+//! where it lies.
+
+use std::sync::Arc;
+
+use vm_memory::VolatileSlice;
+
+use super::{BATCH, Log, MIN_FRAME, features, header};
+use crate::backend::tap::{HEADER_SIZE, MAX_FRAME, MAX_PIECES, NetBackend};
+use crate::virtio::device::{GuestMemory, WorkerError};
+use crate::virtio::queue::{ActiveQueue, Chain, slices};
+
+/// The transmit queue at work.
+pub(super) struct Sender {
+    queue: ActiveQueue,
+    memory: GuestMemory,
+    chain: Chain,
+    features: u64,
+    log: Arc<Log>,
+}
+
+impl Sender {
+    pub(super) fn new(queue: ActiveQueue, features: u64, log: Arc<Log>) -> Self {
+        Self {
+            memory: queue.memory().clone(),
+            queue,
+            chain: Chain::new(),
+            features,
+            log,
+        }
+    }
+
+    /// Sends what is available, a batch of it at most.
+    pub(super) fn send(&mut self, backend: &dyn NetBackend) -> Result<(), WorkerError> {
+        let mut budget = BATCH;
+        self.queue.disable_notification()?;
+        loop {
+            while budget > 0 && self.queue.pop(&mut self.chain)? {
+                budget -= 1;
+                if let Err(why) = self.send_one(backend) {
+                    self.log.dropped(why);
+                }
+                self.queue.push(self.chain.head(), 0)?;
+            }
+            self.queue.notify()?;
+            if budget == 0 {
+                return self.queue.come_back();
+            }
+            if !self.queue.enable_notification()? {
+                return Ok(());
+            }
+            self.queue.disable_notification()?;
+        }
+    }
+
+    /// Sends the frame of a chain, or tells why it is none.
+    fn send_one(&self, backend: &dyn NetBackend) -> Result<(), &'static str> {
+        let mut given = [0; HEADER_SIZE];
+        let total = self.chain.readable_len();
+        if self.chain.read_start(&self.memory, &mut given) < HEADER_SIZE {
+            return Err("the driver sends a header that is too short");
+        }
+        let len = total - HEADER_SIZE as u32;
+        if len < MIN_FRAME || len as usize > MAX_FRAME {
+            return Err("the driver sends a frame that is too short or too long");
+        }
+        let mut checked = check(&given, len, self.features)?;
+        let frame = slices(&self.memory, self.chain.readable(), HEADER_SIZE as u32, len);
+        if frame.len() >= MAX_PIECES {
+            return Err("the driver sends a frame in too many pieces");
+        }
+        let mut packet = Vec::with_capacity(frame.len() + 1);
+        packet.push(VolatileSlice::from(&mut checked[..]));
+        packet.extend(frame);
+        if let Err(err) = backend.send(&packet) {
+            self.log.failed("sending", &err);
+        }
+        Ok(())
+    }
+
+    pub(super) fn stop(self) -> ActiveQueue {
+        self.queue
+    }
+}
+
+/// Makes a header for the host of what the driver says about a frame of `len` bytes.
+fn check(given: &header::Bytes, len: u32, accepted: u64) -> Result<header::Bytes, &'static str> {
+    let field = |at| header::get(given, at);
+    let mut checked = [0; HEADER_SIZE];
+    let mut copy = |at| header::put(&mut checked, at, field(at));
+    // Flags that are not known are to be ignored (5.1.6.2.2).
+    let needs_csum =
+        given[header::FLAGS] & header::NEEDS_CSUM != 0 && accepted & features::CSUM != 0;
+    if needs_csum {
+        let start = u32::from(field(header::CSUM_START));
+        let end = start + u32::from(field(header::CSUM_OFFSET)) + 2;
+        if end > len {
+            return Err("the driver wants a checksum beyond the frame");
+        }
+        copy(header::CSUM_START);
+        copy(header::CSUM_OFFSET);
+    }
+    let needed = match given[header::GSO_TYPE] {
+        header::GSO_NONE => 0,
+        header::GSO_TCPV4 => features::HOST_TSO4,
+        header::GSO_TCPV6 => features::HOST_TSO6,
+        header::GSO_UDP => features::HOST_UFO,
+        _ => return Err("the driver wants a segmentation that there is not"),
+    };
+    if needed != 0 {
+        if accepted & needed == 0 || !needs_csum {
+            return Err("the driver wants a segmentation that it has not negotiated");
+        }
+        if field(header::GSO_SIZE) == 0 || u32::from(field(header::HDR_LEN)) > len {
+            return Err("the driver wants a segmentation that cannot be");
+        }
+        copy(header::GSO_SIZE);
+        copy(header::HDR_LEN);
+    }
+    checked[header::GSO_TYPE] = given[header::GSO_TYPE];
+    checked[header::FLAGS] = if needs_csum { header::NEEDS_CSUM } else { 0 };
+    Ok(checked)
+}
