@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
 use ampoule_devices::console::DrainState;
+use ampoule_devices::error_chain;
 
 use crate::config::OnReboot;
 use crate::console::ConsoleHost;
@@ -390,16 +391,4 @@ fn wait_writable(fd: RawFd, wait: Duration) -> bool {
     // SAFETY: `poll` is one valid pollfd, and the count says so.
     let ready = unsafe { libc::poll(&mut poll, 1, wait) };
     ready > 0
-}
-
-/// An error with its causes, on one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -121,6 +121,17 @@ pub trait VirtioDevice: Send {
     ) -> Result<Box<dyn VirtioWorker>, ActivateError>;
 }
 
+/// Fills `data` from a configuration space, with zeroes beyond its end.
+pub(super) fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| space.get(offset..))
+        .unwrap_or_default();
+    let known = rest.len().min(data.len());
+    data[..known].copy_from_slice(&rest[..known]);
+    data[known..].fill(0);
+}
+
 /// Something besides its queues that a worker waits for.
 #[derive(Debug, Clone, Copy)]
 pub struct EventSource {

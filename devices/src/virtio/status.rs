@@ -15,6 +15,7 @@ use super::device::{
     WorkerError, WorkerHost, WorkerId,
 };
 use super::queue::ActiveQueue;
+use crate::error_chain;
 
 /// Status bits (2.1).
 pub mod bits {
@@ -306,7 +307,7 @@ impl StatusMachine {
         let broken = Box::new(move |err: WorkerError| {
             log::warn!(
                 "{name}: stopped until its driver resets it: {}",
-                chain_text(&err)
+                error_chain(&err)
             );
             state.set_needs_reset();
         });
@@ -352,16 +353,4 @@ fn ring(setup: &QueueSetup, event_idx: bool) -> Option<Queue> {
     queue.set_event_idx(event_idx);
     queue.set_ready(true);
     Some(queue)
-}
-
-/// An error with its causes, on one line.
-fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::device::{
     ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker, WorkerError,
+    read_space,
 };
 use super::queue::{ActiveQueue, Chain};
 use crate::backend::disk::{BlockBackend, SECTOR};
@@ -143,13 +144,7 @@ impl VirtioDevice for Block {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = self.config_space();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| space.get(offset..))
-            .unwrap_or_default();
-        let known = rest.len().min(data.len());
-        data[..known].copy_from_slice(&rest[..known]);
-        data[known..].fill(0);
+        read_space(&space, offset, data);
     }
 
     fn activate(

@@ -17,7 +17,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::device::{
     ActivateError, ActivationContext, EventSource, VirtioDevice, VirtioDeviceType, VirtioWorker,
-    WorkerError,
+    WorkerError, read_space,
 };
 use super::queue::ActiveQueue;
 use crate::backend::tap::{NetBackend, Offloads};
@@ -168,13 +168,7 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = self.config_space();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| space.get(offset..))
-            .unwrap_or_default();
-        let known = rest.len().min(data.len());
-        data[..known].copy_from_slice(&rest[..known]);
-        data[known..].fill(0);
+        read_space(&space, offset, data);
     }
 
     fn activate(
