@@ -2,10 +2,11 @@
 //! Documentation/driver-api/early-userspace/buffer-format.rst.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use cpio::newc;
+use lzma_rust2::XzReader;
 
 /// An archive in the making.
 #[derive(Default)]
@@ -54,14 +55,19 @@ impl Initramfs {
     }
 }
 
-/// The file of a kernel module, somewhere below `folder`, as an uncompressed object.
+/// The file of a kernel module, somewhere below `folder`, uncompressed.
 ///
 /// # Errors
-/// It is not there, or compressed.
+/// It is not there, or damaged.
 pub fn module(folder: &Path, name: &str) -> io::Result<Vec<u8>> {
-    let path = find(folder, &format!("{name}.ko"))?
+    if let Some(path) = find(folder, &format!("{name}.ko"))? {
+        return fs::read(path);
+    }
+    let path = find(folder, &format!("{name}.ko.xz"))?
         .ok_or_else(|| io::Error::other(format!("no module {name} below {}", folder.display())))?;
-    fs::read(path)
+    let mut object = Vec::new();
+    XzReader::new(fs::File::open(path)?, true).read_to_end(&mut object)?;
+    Ok(object)
 }
 
 fn find(folder: &Path, name: &str) -> io::Result<Option<PathBuf>> {

@@ -58,6 +58,7 @@ fn main() -> ExitCode {
             a_tap_that_cannot_be_opened_is_named;
         virtio:
             disks_are_read_and_written
+            linux_6_12_reads_and_writes_disks
             the_entropy_device_feeds_hwrng;
     };
     harness::main(Needs::LinuxGuests, tests, driver::ampoule())

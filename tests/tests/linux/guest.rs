@@ -24,7 +24,7 @@ echo "guest ready: $(uname -r), $(nproc) CPUs, $2 kB"
 exec sh </dev/ttyS0 >/dev/ttyS0 2>&1
 "#;
 
-/// Modules of 6.1 that the tests load; those of 6.12 are compressed, and none of the tests needs them.
+/// Modules of 6.1 that the tests load, in /lib.
 const MODULES: &[&str] = &[
     "button",
     "evdev",
@@ -40,10 +40,13 @@ const MODULES: &[&str] = &[
     "virtio_net",
 ];
 
+/// Those of 6.12, in /lib/6.12; the rest of virtio is built in.
+const MODULES_6_12: &[&str] = &["virtio_mmio", "virtio_blk", "virtio-rng"];
+
 /// A shell command that loads the modules of virtio.
-pub(crate) const LOAD_VIRTIO: &str = "for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng \
+pub(crate) const LOAD_VIRTIO: &str = "d=/lib; case $(uname -r) in 6.12*) d=/lib/6.12;; esac; for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng \
      failover net_failover virtio_net; do \
-     test -e /lib/$m.ko && insmod /lib/$m.ko; done";
+     if test -e $d/$m.ko; then insmod $d/$m.ko || break; fi; done";
 
 /// The initramfs, made once.
 fn initramfs() -> &'static Path {
@@ -66,6 +69,11 @@ fn make(path: &Path) -> std::io::Result<()> {
     let modules = kernel("6.1").join("package/lib/modules");
     for name in MODULES {
         archive.program(&format!("lib/{name}.ko"), &module(&modules, name)?)?;
+    }
+    archive.folder("lib/6.12")?;
+    let modules = kernel("6.12").join("package/lib/modules");
+    for name in MODULES_6_12 {
+        archive.program(&format!("lib/6.12/{name}.ko"), &module(&modules, name)?)?;
     }
     archive.write_to(path)
 }

@@ -45,10 +45,19 @@ pub(crate) fn sha256(vm: &mut Vm, file: &str) -> String {
 
 /// Two disks: one is written, discarded and survives the guest; one can only be read.
 pub(crate) fn disks_are_read_and_written() {
+    disks("6.1");
+}
+
+/// The same by a newer driver.
+pub(crate) fn linux_6_12_reads_and_writes_disks() {
+    disks("6.12");
+}
+
+fn disks(version: &str) {
     let folder = tempfile::tempdir().unwrap();
     let first = image(folder.path(), "first", 8 << 20);
     let second = image(folder.path(), "second", 1 << 20);
-    let mut command = linux("6.1", "vmlinux");
+    let mut command = linux(version, "vmlinux");
     command.args(["--cpus", "2"]);
     command
         .arg("--disk")
