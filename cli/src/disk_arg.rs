@@ -45,7 +45,8 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
     Ok(disk)
 }
 
-fn split(text: &str) -> Vec<String> {
+/// The parts between commas, where a doubled one stands for itself.
+pub(crate) fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {

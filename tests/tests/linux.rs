@@ -13,6 +13,8 @@ mod ends;
 mod guest;
 #[path = "linux/virtio.rs"]
 mod virtio;
+#[path = "linux/vsock.rs"]
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -52,6 +54,9 @@ fn main() -> ExitCode {
         virtio:
             disks_are_read_and_written
             the_entropy_device_feeds_hwrng;
+        vsock:
+            the_host_talks_to_the_guest
+            the_guest_talks_to_the_host;
     };
     harness::main(Needs::LinuxGuests, tests, driver::ampoule())
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use ampoule_devices::backend::disk::DiskError;
+use ampoule_devices::backend::unix_socket::SocketError;
 
 use crate::config::ConfigError;
 use crate::kernel::KernelError;
@@ -53,6 +54,9 @@ pub enum Error {
     /// A disk image cannot be used.
     #[error("cannot use a disk")]
     Disk(#[from] DiskError),
+    /// The socket device's Unix socket cannot be listened on.
+    #[error("cannot set up the socket device")]
+    Vsock(#[from] SocketError),
     /// There are more virtio devices than interrupt lines.
     #[error("a VM has at most {max} virtio devices")]
     TooManyDevices {
@@ -79,6 +83,7 @@ impl Error {
             Self::Memory(err) => err.remedy(),
             Self::Kernel(err) => err.remedy(),
             Self::Disk(err) => err.remedy(),
+            Self::Vsock(err) => err.remedy(),
             Self::Serial {
                 source,
                 what: "socket",

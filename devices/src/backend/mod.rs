@@ -2,3 +2,4 @@
 
 pub mod disk;
 pub mod fd_sink;
+pub mod unix_socket;

@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | 2 | block | [`block`] | 5.2 |
 //! | 4 | entropy | [`rng`] | 5.4 |
+//! | 19 | socket | [`vsock`] | 5.10 |
 
 pub mod block;
 pub mod device;
@@ -18,6 +19,7 @@ pub mod status;
 //cfgtest
 //testing
 pub mod transport;
+pub mod vsock;
 
 pub use device::{
     ActivateError, ActivationContext, EventSource, InterruptSource, VirtioDevice, VirtioDeviceType,

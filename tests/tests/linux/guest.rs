@@ -35,10 +35,17 @@ const MODULES: &[&str] = &[
     "virtio_mmio",
     "virtio_blk",
     "virtio-rng",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
 ];
 
+/// A program of the guest's that talks by AF_VSOCK.
+const VSOCK_ECHO: &str = concat!(env!("GUESTS_DIR"), "/vsock_echo");
+
 /// A shell command that loads the modules of virtio.
-pub(crate) const LOAD_VIRTIO: &str = "for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng; do \
+pub(crate) const LOAD_VIRTIO: &str = "for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng \
+     vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do \
      test -e /lib/$m.ko && insmod /lib/$m.ko; done";
 
 /// The initramfs, made once.
@@ -59,6 +66,7 @@ fn make(path: &Path) -> std::io::Result<()> {
     archive.folder("lib")?;
     archive.program("bin/busybox", &fs::read("/bin/busybox")?)?;
     archive.program("init", INIT.as_bytes())?;
+    archive.program("bin/vsock_echo", &fs::read(VSOCK_ECHO)?)?;
     let modules = kernel("6.1").join("package/lib/modules");
     for name in MODULES {
         archive.program(&format!("lib/{name}.ko"), &module(&modules, name)?)?;

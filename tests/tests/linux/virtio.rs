@@ -9,7 +9,7 @@ use crate::driver::Vm;
 use crate::guest::{LOAD_VIRTIO, boot, linux};
 
 /// Has the guest's shell do something, and returns what it printed.
-fn ask(vm: &mut Vm, question: &str) -> String {
+pub(crate) fn ask(vm: &mut Vm, question: &str) -> String {
     // The shell's echo of the question must not pass for the answer.
     vm.send(&format!("{question}; echo answe''red $?\n"));
     let said = vm.read_until("answered ");

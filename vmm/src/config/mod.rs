@@ -6,6 +6,7 @@
 mod disk;
 mod units;
 mod validate;
+mod vsock;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ pub use crate::kernel::KernelEntry;
 pub use disk::{CacheMode, DiskConfig};
 pub use units::{MemorySize, Span, UnitError};
 pub use validate::ConfigError;
+pub use vsock::VsockConfig;
 
 /// The most vCPUs a VM may have: their x2APIC ids fit the 8-bit ids that an IOAPIC can address.
 pub const MAX_CPUS: u32 = ampoule_arch::cpuid::MAX_VCPUS;
@@ -76,6 +78,9 @@ pub struct VmConfig {
     /// The disks, in the order in which the guest sees them: `/dev/vda`, `/dev/vdb` and so on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disk: Vec<DiskConfig>,
+    /// The socket device, if the guest has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
 }
 
 impl Default for VmConfig {
@@ -96,6 +101,7 @@ impl Default for VmConfig {
             timeout: None,
             rng: true,
             disk: Vec::new(),
+            vsock: None,
         }
     }
 }
