@@ -1,5 +1,5 @@
-//! Assembles the bare guests of `resources/guests` and compiles the floor program of the benches, with the C compiler that
-//! Rust links with anyway. Their sources are the only thing committed.
+//! Assembles the bare guests of `resources/guests`, and compiles its programs for Linux guests and the floor program of the
+//! benches, with the C compiler that Rust links with anyway. Their sources are the only thing committed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -55,6 +55,10 @@ fn main() {
             .arg(sources.join("guest.ld"));
         });
     }
+    let helper = sources.join("linux/vsock_echo.c");
+    compile(&helper, &out.join("vsock_echo"), |cc| {
+        cc.args(["-O2", "-static", "-Wall", "-Werror"]);
+    });
     compile(&floor, &out.join("floor"), |cc| {
         cc.args(["-O2", "-Wall", "-Werror"]);
     });

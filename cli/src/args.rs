@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use ampoule_vmm::config::{
     DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, NetConfig, OnReboot,
-    SerialConfig, Span, VmConfig,
+    SerialConfig, Span, VmConfig, VsockConfig,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::Error as ValueError;
 
-use crate::{disk_arg, net_arg};
+use crate::{disk_arg, net_arg, vsock_arg};
 
 const GUEST: &str = "Guest";
 const MACHINE: &str = "Machine";
@@ -162,6 +162,13 @@ pub(crate) struct RunArgs {
     /// An entropy device, fed by the host's random number generator [default: on]
     #[arg(long, value_name = "on|off", help_heading = DEVICES, action = clap::ArgAction::Set, value_parser = on_off_parser())]
     rng: Option<bool>,
+    /// A socket device (AF_VSOCK), as cid=N,socket=PATH
+    ///
+    /// Lets programs of host and guest talk without a network. The guest's context id is N, 3 or more. On the host, connect to
+    /// the Unix socket PATH, write "CONNECT 52" and a newline, and read "OK" and a port: then you talk to port 52 of the guest.
+    /// A guest that connects to port 1234 of the host (CID 2) reaches the program that listens on the Unix socket PATH_1234.
+    #[arg(long, value_name = "cid=N,socket=PATH", help_heading = DEVICES, value_parser = vsock_arg::parse)]
+    vsock: Option<VsockConfig>,
 
     /// Where the guest's first serial port leads: stdio, null, file:PATH or socket:PATH [default: stdio]
     #[arg(long, value_name = "WHERE", help_heading = CONSOLE, value_parser = ValueParser::new(SerialConfig::from_str))]
@@ -241,6 +248,7 @@ impl RunArgs {
         set(&mut vm.grace, self.grace);
         vm.timeout = self.timeout.or(vm.timeout.take());
         set(&mut vm.rng, self.rng);
+        vm.vsock = self.vsock.or(vm.vsock.take());
         if !self.disk.is_empty() {
             vm.disk = self.disk;
         }
@@ -355,7 +363,8 @@ mod tests {
     fn every_flag_reaches_its_field() {
         let args = "--kernel k --initrd i --cmdline c --append a --entry pvh --cpus 3 --memory 2G --hugepages 2M \
                     --memory-backing shared --serial file:log --on-reboot restart --grace 1500ms --timeout 2m \
-                    --timeline t.json --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly --net tap=t --net fd=3";
+                    --timeline t.json --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly --net tap=t --net fd=3 \
+                    --vsock cid=7,socket=v.sock";
         let args: Vec<_> = args.split_whitespace().collect();
         let expected = RunConfig {
             vm: VmConfig {
@@ -381,6 +390,10 @@ mod tests {
                     },
                 ],
                 net: vec![NetConfig::tap("t"), NetConfig::fd(3)],
+                vsock: Some(VsockConfig {
+                    cid: 7,
+                    socket: "v.sock".into(),
+                }),
             },
             timeline: Some("t.json".into()),
             log_level: LevelFilter::Debug,
@@ -402,6 +415,7 @@ mod tests {
             ["--rng", "maybe"],
             ["--disk", "root.img"],
             ["--net", "tap0"],
+            ["--vsock", "3"],
         ] {
             assert!(parse(&args).is_err(), "{args:?}");
         }

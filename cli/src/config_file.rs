@@ -131,6 +131,10 @@ fn start_paths_at(directory: &Path, config: &mut RunConfig) {
         .iter_mut()
         .map(|disk| &mut disk.path)
         .for_each(place);
+    vm.vsock
+        .iter_mut()
+        .map(|vsock| &mut vsock.socket)
+        .for_each(place);
     timeline
         .iter_mut()
         .filter(|path| path.as_os_str() != "-")
@@ -268,7 +272,8 @@ mod tests {
         let text = "kernel = \"/k\"\ninitrd = \"/i\"\nappend = \"a\\\"b\"\nhugepages = \"2M\"\n\
                     serial = \"socket:/s\"\ntimeout = \"90s\"\ntimeline = \"-\"\nlog-level = \"trace\"\nrng = false\n\
                     [[disk]]\npath = \"/d\"\nqueues = 2\nlock = false\nsize = \"1G\"\ncache = \"unsafe\"\n\
-                    [[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:01\"\nmtu = 1400\n[[net]]\nfd = 3\nid = \"lan\"\n";
+                    [[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:01\"\nmtu = 1400\n[[net]]\nfd = 3\nid = \"lan\"\n\
+                    [vsock]\ncid = 3\nsocket = \"/v\"\n";
         let config = parse(text).unwrap();
         assert_eq!(parse(&to_toml(&config).unwrap()).unwrap(), config);
         let default = RunConfig::default();
@@ -337,7 +342,7 @@ mod tests {
     #[test]
     fn paths_start_at_the_file() {
         let mut config =
-            parse("kernel = \"k\"\ninitrd = \"/i\"\nserial = \"file:log\"\ntimeline = \"-\"\n[[disk]]\npath = \"d\"\n")
+            parse("kernel = \"k\"\ninitrd = \"/i\"\nserial = \"file:log\"\ntimeline = \"-\"\n[[disk]]\npath = \"d\"\n[vsock]\ncid = 3\nsocket = \"v\"\n")
                 .unwrap();
         start_paths_at(Path::new("/etc/vm"), &mut config);
         assert_eq!(config.vm.kernel.as_deref(), Some(Path::new("/etc/vm/k")));
@@ -345,6 +350,8 @@ mod tests {
         assert_eq!(config.vm.serial, SerialConfig::File("/etc/vm/log".into()));
         assert_eq!(config.timeline.as_deref(), Some(Path::new("-")));
         assert_eq!(config.vm.disk[0].path, Path::new("/etc/vm/d"));
+        let socket = config.vm.vsock.map(|vsock| vsock.socket);
+        assert_eq!(socket.as_deref(), Some(Path::new("/etc/vm/v")));
     }
 
     #[test]

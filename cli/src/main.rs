@@ -21,6 +21,7 @@ mod signals;
 mod terminal;
 mod timeline;
 mod usage;
+mod vsock_arg;
 
 use std::ffi::OsStr;
 

@@ -15,6 +15,8 @@ mod guest;
 mod net;
 #[path = "linux/virtio.rs"]
 mod virtio;
+#[path = "linux/vsock.rs"]
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -60,6 +62,9 @@ fn main() -> ExitCode {
             disks_are_read_and_written
             linux_6_12_reads_and_writes_disks
             the_entropy_device_feeds_hwrng;
+        vsock:
+            the_host_talks_to_the_guest
+            the_guest_talks_to_the_host;
     };
     harness::main(Needs::LinuxGuests, tests, driver::ampoule())
 }

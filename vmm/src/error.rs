@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use ampoule_devices::backend::disk::DiskError;
 use ampoule_devices::backend::tap::TapError;
+use ampoule_devices::backend::unix_socket::SocketError;
 
 use crate::config::ConfigError;
 use crate::kernel::KernelError;
@@ -57,6 +58,9 @@ pub enum Error {
     /// A tap cannot be used.
     #[error("cannot use a network")]
     Tap(#[from] TapError),
+    /// The socket device's Unix socket cannot be listened on.
+    #[error("cannot set up the socket device")]
+    Vsock(#[from] SocketError),
     /// There are more virtio devices than interrupt lines.
     #[error("a VM has at most {max} virtio devices")]
     TooManyDevices {
@@ -84,6 +88,7 @@ impl Error {
             Self::Kernel(err) => err.remedy(),
             Self::Disk(err) => err.remedy(),
             Self::Tap(err) => err.remedy(),
+            Self::Vsock(err) => err.remedy(),
             Self::Serial {
                 source,
                 what: "socket",

@@ -8,6 +8,7 @@ use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig};
 use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::Rng;
+use ampoule_devices::virtio::vsock::Vsock;
 
 use crate::config::{CacheMode, DiskConfig, NetConfig, VmConfig};
 use crate::error::Error;
@@ -31,6 +32,10 @@ pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
     }
     if config.rng {
         devices.push(("rng".into(), Box::new(Rng::new())));
+    }
+    if let Some(vsock) = &config.vsock {
+        let device = Vsock::open(vsock.cid, &vsock.socket)?;
+        devices.push(("vsock".into(), Box::new(device)));
     }
     Ok(devices)
 }

@@ -3,3 +3,4 @@
 pub mod disk;
 pub mod fd_sink;
 pub mod tap;
+pub mod unix_socket;

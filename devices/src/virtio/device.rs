@@ -25,6 +25,8 @@ impl VirtioDeviceType {
     pub const BLOCK: Self = Self(2);
     /// Entropy device (5.4).
     pub const RNG: Self = Self(4);
+    /// Socket device (5.10).
+    pub const VSOCK: Self = Self(19);
 }
 
 /// What an interrupt is about.

@@ -10,6 +10,7 @@
 //! | 1 | network | [`net`] | 5.1 |
 //! | 2 | block | [`block`] | 5.2 |
 //! | 4 | entropy | [`rng`] | 5.4 |
+//! | 19 | socket | [`vsock`] | 5.10 |
 
 pub mod block;
 pub mod device;
@@ -22,6 +23,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+pub mod vsock;
 
 pub use device::{
     ActivateError, ActivationContext, EventSource, InterruptSource, VirtioDevice, VirtioDeviceType,

@@ -38,6 +38,9 @@ const MODULES: &[&str] = &[
     "failover",
     "net_failover",
     "virtio_net",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
 ];
 
 /// Those of 6.12, in /lib/6.12; the rest of virtio is built in.
@@ -45,8 +48,12 @@ const MODULES_6_12: &[&str] = &["virtio_mmio", "virtio_blk", "virtio-rng"];
 
 /// A shell command that loads the modules of virtio.
 pub(crate) const LOAD_VIRTIO: &str = "d=/lib; case $(uname -r) in 6.12*) d=/lib/6.12;; esac; for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng \
-     failover net_failover virtio_net; do \
+     failover net_failover virtio_net \
+     vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do \
      if test -e $d/$m.ko; then insmod $d/$m.ko || break; fi; done";
+
+/// A program of the guest's that talks by AF_VSOCK.
+const VSOCK_ECHO: &str = concat!(env!("GUESTS_DIR"), "/vsock_echo");
 
 /// The initramfs, made once.
 fn initramfs() -> &'static Path {
@@ -66,6 +73,7 @@ fn make(path: &Path) -> std::io::Result<()> {
     archive.folder("lib")?;
     archive.program("bin/busybox", &fs::read("/bin/busybox")?)?;
     archive.program("init", INIT.as_bytes())?;
+    archive.program("bin/vsock_echo", &fs::read(VSOCK_ECHO)?)?;
     let modules = kernel("6.1").join("package/lib/modules");
     for name in MODULES {
         archive.program(&format!("lib/{name}.ko"), &module(&modules, name)?)?;

@@ -7,6 +7,7 @@ mod disk;
 mod net;
 mod units;
 mod validate;
+mod vsock;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ pub use disk::{CacheMode, DiskConfig};
 pub use net::{MacAddress, MacError, NetConfig};
 pub use units::{MemorySize, Span, UnitError};
 pub use validate::ConfigError;
+pub use vsock::VsockConfig;
 
 /// The most vCPUs a VM may have: their x2APIC ids fit the 8-bit ids that an IOAPIC can address.
 pub const MAX_CPUS: u32 = ampoule_arch::cpuid::MAX_VCPUS;
@@ -81,6 +83,9 @@ pub struct VmConfig {
     /// The network interfaces, in the order in which the guest sees them: `eth0`, `eth1` and so on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
+    /// The socket device, if the guest has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
 }
 
 impl Default for VmConfig {
@@ -102,6 +107,7 @@ impl Default for VmConfig {
             rng: true,
             disk: Vec::new(),
             net: Vec::new(),
+            vsock: None,
         }
     }
 }

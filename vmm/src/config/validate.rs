@@ -7,6 +7,7 @@ use ampoule_arch::layout;
 use ampoule_devices::backend::disk::SECTOR;
 use ampoule_devices::backend::tap;
 use ampoule_devices::virtio::block::MAX_QUEUES;
+use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 
 use crate::resource_allocator::MAX_DEVICES;
 
@@ -128,6 +129,19 @@ pub enum ConfigError {
         /// The least.
         min: u16,
     },
+    /// A context id that no guest may have.
+    #[error("a guest's CID is {min} to {max}, not {cid}")]
+    VsockCid {
+        /// What was asked for.
+        cid: u32,
+        /// The least.
+        min: u32,
+        /// The most.
+        max: u32,
+    },
+    /// Nowhere to listen.
+    #[error("the socket device has no path to listen at")]
+    VsockPath,
     /// More virtio devices than a machine has places for.
     #[error("{count} virtio devices are more than the {max} that a VM has places for")]
     TooManyDevices {
@@ -168,6 +182,10 @@ impl ConfigError {
                 "a name has 1 to {} bytes, and no space, slash, colon or percent sign",
                 tap::MAX_NAME
             )),
+            Self::VsockCid { min, .. } => Some(format!(
+                "use for instance --vsock cid={min},socket=PATH; 0 to 2 are the host's, and the highest is anybody's"
+            )),
+            Self::VsockPath => Some("name one: --vsock cid=3,socket=PATH".into()),
             Self::NetTapTwice { .. }
             | Self::NetMtu { .. }
             | Self::CmdlineTooLong { .. }
@@ -208,12 +226,23 @@ impl VmConfig {
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
-        let count = self.disk.len() + self.net.len() + usize::from(self.rng);
+        let single = usize::from(self.rng) + usize::from(self.vsock.is_some());
+        let count = self.disk.len() + self.net.len() + single;
         if count > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices {
                 count,
                 max: MAX_DEVICES,
             });
+        }
+        if let Some(vsock) = &self.vsock {
+            // The highest one means "any" (VMADDR_CID_ANY).
+            let (cid, min, max) = (vsock.cid, MIN_GUEST_CID, u32::MAX - 1);
+            if !(min..=max).contains(&cid) {
+                return Err(ConfigError::VsockCid { cid, min, max });
+            }
+            if vsock.socket.as_os_str().is_empty() {
+                return Err(ConfigError::VsockPath);
+            }
         }
         let mut names = BTreeSet::new();
         for (index, disk) in self.disk.iter().enumerate() {
@@ -341,6 +370,28 @@ mod tests {
             .validate(),
             Ok(())
         );
+    }
+
+    #[test]
+    fn a_guest_s_cid_is_its_own() {
+        let with = |cid, socket: &str| VmConfig {
+            vsock: Some(crate::config::VsockConfig {
+                cid,
+                socket: socket.into(),
+            }),
+            ..good()
+        };
+        for cid in [0, 1, 2, u32::MAX] {
+            let outcome = with(cid, "s").validate();
+            assert!(
+                matches!(outcome, Err(ConfigError::VsockCid { .. })),
+                "{cid}"
+            );
+        }
+        for cid in [3, u32::MAX - 1] {
+            assert_eq!(with(cid, "s").validate(), Ok(()));
+        }
+        assert_eq!(with(3, "").validate(), Err(ConfigError::VsockPath));
     }
 
     #[test]

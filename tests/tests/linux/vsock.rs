@@ -1,0 +1,105 @@
+//! The socket device: streams between programs of host and guest, both ways.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use tempfile::TempDir;
+
+use crate::driver::Vm;
+use crate::guest::{LOAD_VIRTIO, boot, linux};
+use crate::virtio::ask;
+
+const LEN: usize = 8 << 20;
+
+fn boot_with_vsock() -> (Vm, TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("v.sock");
+    let mut command = linux("6.1", "vmlinux");
+    command.arg("--vsock");
+    command.arg(format!("cid=3,socket={}", socket.display()));
+    let (mut vm, _) = boot(command);
+    ask(&mut vm, LOAD_VIRTIO);
+    (vm, folder, socket)
+}
+
+/// A stream to a port of the guest, if it is listened on.
+fn connect(socket: &Path, port: u32) -> Option<UnixStream> {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    writeln!(stream, "CONNECT {port}").unwrap();
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte).unwrap() == 1 {
+        if byte == *b"\n" {
+            let line = String::from_utf8(line).unwrap();
+            let host_port = line.strip_prefix("OK ").unwrap();
+            assert!(host_port.parse::<u32>().is_ok(), "{line}");
+            return Some(stream);
+        }
+        line.push(byte[0]);
+    }
+    assert_eq!(line, b"");
+    None
+}
+
+/// The first connection to a port goes nowhere, as nobody listens; the second is echoed.
+pub(crate) fn the_host_talks_to_the_guest() {
+    let (mut vm, _folder, socket) = boot_with_vsock();
+    assert!(connect(&socket, 51).is_none());
+    vm.send("vsock_echo listen 52\n");
+    vm.expect("vsock listens");
+    let mut stream = connect(&socket, 52).expect("nobody listens");
+    let bytes: Vec<u8> = (0..LEN).map(|at| (at / 251) as u8 ^ at as u8).collect();
+    let echoed = thread::scope(|scope| {
+        let mut sender = stream.try_clone().unwrap();
+        let bytes = &bytes;
+        scope.spawn(move || {
+            sender.write_all(bytes).unwrap();
+            sender.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut echoed = Vec::new();
+        stream.read_to_end(&mut echoed).unwrap();
+        echoed
+    });
+    assert_eq!(echoed.len(), LEN);
+    assert!(echoed == bytes, "the bytes differ");
+    vm.expect("vsock echoed");
+    vm.send("poweroff -f\n");
+    vm.end().expect_code(0);
+    assert!(!socket.exists());
+}
+
+/// The guest is refused where nobody listens; elsewhere it is echoed; a program that goes half-way does not hurt the VM; and
+/// there are as many connections as the host has descriptors for.
+pub(crate) fn the_guest_talks_to_the_host() {
+    let (mut vm, folder, _) = boot_with_vsock();
+    let vm = &mut vm;
+    vm.send("vsock_echo connect 1233 1\n");
+    vm.expect("connect: Connection reset by peer");
+
+    let listener = UnixListener::bind(folder.path().join("v.sock_1234")).unwrap();
+    vm.send(&format!("vsock_echo connect 1234 {LEN}\n"));
+    let (mut reader, _) = listener.accept().unwrap();
+    let mut writer = reader.try_clone().unwrap();
+    assert_eq!(std::io::copy(&mut reader, &mut writer).unwrap(), LEN as u64);
+    writer.shutdown(Shutdown::Write).unwrap();
+    vm.expect("vsock transferred");
+
+    vm.send(&format!("vsock_echo connect 1234 {LEN}\n"));
+    let (mut gone, _) = listener.accept().unwrap();
+    gone.read_exact(&mut [0; 100_000]).unwrap();
+    drop(gone);
+    vm.expect("write: Broken pipe");
+
+    let accepted = thread::spawn(move || {
+        let streams: Vec<_> = (0..200).map(|_| listener.accept().unwrap().0).collect();
+        streams.len()
+    });
+    vm.send("vsock_echo many 1234 200\n");
+    vm.expect("vsock made 200 connections");
+    assert_eq!(accepted.join().unwrap(), 200);
+    ask(vm, "true");
+    vm.send("poweroff -f\n");
+}

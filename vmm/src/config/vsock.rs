@@ -1,0 +1,16 @@
+//! The socket device, as configuration.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A way for programs of the host and of the guest to talk by sockets, without a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 or more.
+    pub cid: u32,
+    /// A Unix socket that is listened on: a program that writes `CONNECT <port>` and a newline to it is connected with that
+    /// port of the guest. A guest that connects to port P of the host is connected with the socket at this path, `_` and P.
+    pub socket: PathBuf,
+}
