@@ -4,7 +4,7 @@
 //! there writes `CONNECT <port>\n`, reads `OK <host port>\n` when the guest has accepted, and then talks to the guest's port.
 //! A guest that connects to port P of the host (CID 2) reaches the socket at `PATH_P`.
 //!
-//! [`packet`] is the header, [`connection`] one stream with its credit, [`muxer`] all of them; here are the rings. The header
+//! `packet` is the header, `connection` one stream with its credit, `muxer` all of them; here are the rings. The header
 //! is parsed here rather than by the `virtio-vsock` crate, which takes chains only as `virtio-queue` walks them: ours tell a
 //! malformed one from a good one (see [`super::queue`]).
 //!
