@@ -11,6 +11,7 @@ mod disk_arg;
 mod doctor;
 #[cfg(not(test))]
 mod entry;
+mod footprint;
 mod key_list;
 mod logger;
 mod net_arg;
