@@ -10,13 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use ampoule_devices::virtio::queue::ActiveQueue;
+use ampoule_devices::virtio::{Notification, VirtioWorker, WorkerError, WorkerHost, WorkerId};
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId,
 };
-use vmm_sys_util::eventfd::EventFd;
-
-use ampoule_devices::virtio::queue::ActiveQueue;
-use ampoule_devices::virtio::{VirtioWorker, WorkerError, WorkerHost, WorkerId};
 
 /// Tokens of queues have this bit; those of a worker's own events are below.
 const QUEUE: u32 = 1 << 16;
@@ -25,7 +23,7 @@ const QUEUE: u32 = 1 << 16;
 struct Runner {
     id: WorkerId,
     worker: Box<dyn VirtioWorker>,
-    notifications: Vec<(u16, Arc<EventFd>)>,
+    notifications: Vec<(u16, Arc<Notification>)>,
     /// Tells the device that the worker is broken; none when it is.
     broken: Option<Box<dyn FnOnce(WorkerError) + Send>>,
 }
@@ -36,17 +34,17 @@ impl Runner {
             return self.worker.process_event(token, events);
         }
         let index = token as u16;
-        for (_, event) in self.notifications.iter().filter(|(it, _)| *it == index) {
-            // Nothing to read: the notification was taken before.
-            let _ = event.read();
+        for (_, queue) in self.notifications.iter().filter(|(it, _)| *it == index) {
+            // Nothing there: the notification was taken before.
+            queue.take();
         }
         self.worker.process_queue(index)
     }
 
     /// Every descriptor that it waits on, with its token.
     fn events(&self) -> Vec<Events> {
-        let queues = self.notifications.iter().map(|(index, event)| {
-            Events::with_data(&**event, QUEUE | u32::from(*index), EventSet::IN)
+        let queues = self.notifications.iter().map(|(index, queue)| {
+            Events::with_data(queue.event(), QUEUE | u32::from(*index), EventSet::IN)
         });
         let own = self.worker.event_sources().into_iter();
         queues
@@ -89,8 +87,10 @@ impl MutEventSubscriber for Runner {
             }
         }
         // What the driver made available before it was ready has been notified to nobody.
-        for (_, event) in &self.notifications {
-            let _ = event.write(1);
+        for (_, queue) in &self.notifications {
+            if let Err(err) = queue.ring() {
+                log::error!("a queue cannot be looked at: {err}");
+            }
         }
     }
 }
@@ -168,7 +168,7 @@ impl WorkerHost for IoThread {
     fn start(
         &self,
         worker: Box<dyn VirtioWorker>,
-        notifications: Vec<(u16, Arc<EventFd>)>,
+        notifications: Vec<(u16, Arc<Notification>)>,
         broken: Box<dyn FnOnce(WorkerError) + Send>,
     ) -> io::Result<WorkerId> {
         let id = WorkerId(self.state.last.fetch_add(1, Ordering::Relaxed));

@@ -14,7 +14,9 @@
 
 pub mod block;
 pub mod device;
+pub mod metrics;
 pub mod net;
+pub mod notification;
 pub mod queue;
 pub mod rng;
 pub mod status;
@@ -29,3 +31,5 @@ pub use device::{
     ActivateError, ActivationContext, EventSource, InterruptSource, VirtioDevice, VirtioDeviceType,
     VirtioInterrupt, VirtioWorker, WorkerError, WorkerHost, WorkerId,
 };
+pub use metrics::DeviceMetrics;
+pub use notification::Notification;

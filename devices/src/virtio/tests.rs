@@ -418,3 +418,40 @@ fn a_buffer_may_lie_in_two_regions_only_if_they_touch() {
     driver.send(&[writable(HIGH, (HIGH_END - HIGH) as u32, None)]);
     assert_eq!(driver.last_used(), (0, MAX_REQUEST as u32));
 }
+
+#[test]
+fn what_happens_is_counted_and_a_reset_forgets_none_of_it() {
+    let driver = Driver::ready(Rng::new(), 1);
+    assert_alive(&driver);
+    assert_alive(&driver);
+    let counts = driver.transport.metrics().counts();
+    assert_eq!(counts.kind, "rng");
+    assert_eq!((counts.requests, counts.notifications), (2, 2));
+    assert_eq!((counts.interrupts, counts.config_interrupts), (2, 0));
+    assert_eq!((counts.bytes_read, counts.resets), (128, 0));
+    driver.send(&[writable(LOW_END, 1, None)]);
+    driver.set_up(1, features::COMMON & !features::RING_EVENT_IDX);
+    driver.send(&[writable(BUFFERS, 1, Some(0))]);
+    driver.set_up(1, features::COMMON & !features::RING_EVENT_IDX);
+    assert_alive(&driver);
+    let counts = driver.transport.metrics().counts();
+    assert_eq!(counts.guest_faults["memory"], 1);
+    assert_eq!(counts.guest_faults["too-long"], 1);
+    assert_eq!(counts.guest_faults.values().sum::<u64>(), 2);
+    assert_eq!(counts.events["stopped"], 2);
+    assert_eq!((counts.requests, counts.notifications), (3, 5));
+    assert_eq!((counts.interrupts, counts.config_interrupts), (3, 2));
+    assert_eq!((counts.resets, counts.host_errors), (2, 0));
+}
+
+#[test]
+fn a_notification_of_the_devices_own_is_none_of_the_drivers() {
+    let driver = Driver::ready(Rng::new(), 1);
+    let queue = driver.transport.notifications()[0].clone();
+    queue.ring().unwrap();
+    queue.ring().unwrap();
+    driver.kick();
+    assert!(!queue.take());
+    let counts = driver.transport.metrics().counts();
+    assert_eq!(counts.notifications, 1);
+}
