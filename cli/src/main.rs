@@ -13,6 +13,7 @@ mod doctor;
 mod entry;
 mod key_list;
 mod logger;
+mod metrics;
 mod net_arg;
 mod paint;
 mod report;
