@@ -25,7 +25,7 @@ use ampoule_devices::virtio::transport::mmio::{MmioTransport, register};
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::handle::Shared;
-use crate::io_thread::IoThread;
+use crate::io_thread::WorkerLoop;
 use crate::kvm::VmFd;
 use crate::memory::GuestRam;
 use crate::resource_allocator::ResourceAllocator;
@@ -110,7 +110,7 @@ impl DeviceManager {
         &mut self,
         vm: &VmFd,
         ram: &GuestRam,
-        host: &Arc<IoThread>,
+        host: &Arc<WorkerLoop>,
         devices: Vec<NamedDevice>,
     ) -> Result<(), Error> {
         let mut resources = ResourceAllocator::default();

@@ -16,13 +16,13 @@ use crate::config::VmConfig;
 use crate::device_manager::DeviceManager;
 use crate::error::Error;
 use crate::handle::Shared;
-use crate::io_thread::IoThread;
+use crate::io_thread::{IoThread, WorkerLoop};
 use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
 use crate::memory::{self, GuestRam};
 use crate::metrics::{MachineMetrics, VcpuMetrics};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
-use crate::virtio;
+use crate::virtio::{self, Placement};
 
 /// What a machine is built from, and what outlives it.
 pub(crate) struct Blueprint {
@@ -33,6 +33,8 @@ pub(crate) struct Blueprint {
     pub(crate) output: Arc<ConsoleOutput>,
     /// Tells that the serial port can take more input.
     pub(crate) input_space: EventFd,
+    /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
+    pub(crate) workers: Option<Arc<WorkerLoop>>,
 }
 
 /// A machine with its power on.
@@ -43,8 +45,8 @@ pub(crate) struct Machine {
     threads: Vec<VcpuThread>,
     vcpus: Vec<Vcpu>,
     pub(crate) devices: DeviceManager,
-    /// Where virtio devices work; none in a machine without.
-    io: Option<Arc<IoThread>>,
+    /// Where virtio devices work, unless the control thread does it.
+    io: Option<IoThread>,
     _vm: VmFd,
     _ram: GuestRam,
 }
@@ -58,6 +60,7 @@ impl Machine {
             shared,
             output,
             input_space,
+            workers,
         } = blueprint;
         let timeline = &shared.timeline;
 
@@ -70,13 +73,13 @@ impl Machine {
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
         let virtio = virtio::devices(config)?;
-        let io = if virtio.is_empty() {
-            None
-        } else {
-            let io = Arc::new(IoThread::new().map_err(Error::host("I/O thread"))?);
-            devices.add_virtio(&vm, &ram, &io, virtio)?;
-            Some(io)
+        let io = match virtio::placement(config) {
+            Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
+            Placement::Nowhere | Placement::ControlThread => None,
         };
+        if let Some(host) = workers.as_ref().or(io.as_ref().map(IoThread::workers)) {
+            devices.add_virtio(&vm, &ram, host, virtio)?;
+        }
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
 
@@ -122,7 +125,7 @@ impl Machine {
     /// Starts the vCPU threads. The first vCPU's comes last: until it runs, the others wait inside KVM, so that every
     /// thread exists before the guest's first instruction.
     pub(crate) fn start(&mut self) -> Result<(), Error> {
-        if let Some(io) = &self.io {
+        if let Some(io) = &mut self.io {
             io.start().map_err(Error::host("I/O thread"))?;
         }
         while let Some(vcpu) = self.vcpus.pop() {

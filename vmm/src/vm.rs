@@ -13,9 +13,11 @@ use crate::control::{Control, ControlSource, EventLoop};
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::handle::{Shared, VmHandle};
+use crate::io_thread::WorkerLoop;
 use crate::kvm::Kvm;
 use crate::machine::{Blueprint, Machine};
 use crate::timeline::Timeline;
+use crate::virtio::{self, Placement};
 
 /// Puts a VM together: a configuration, and what cannot be written in one.
 ///
@@ -83,7 +85,15 @@ impl VmBuilder {
             None => ConsoleHost::open(&self.config.serial)?,
         };
         output.set_observer(shared.watch.clone());
+        let workers = match virtio::placement(&self.config) {
+            Placement::ControlThread => {
+                let workers = WorkerLoop::new().map_err(Error::host("event loop"))?;
+                Some(Arc::new(workers))
+            }
+            Placement::Nowhere | Placement::IoThread => None,
+        };
         let blueprint = Blueprint {
+            workers,
             config: self.config,
             kvm,
             shared,
