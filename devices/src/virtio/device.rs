@@ -8,6 +8,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
+use super::config_change::ConfigNotifier;
 use super::metrics::DeviceMetrics;
 use super::notification::Notification;
 use super::queue::{ActiveQueue, QueueError};
@@ -110,6 +111,11 @@ pub enum WorkerError {
 
 /// The control half of a device. Owned by the status machine; called on vCPU threads, one at a time.
 pub trait VirtioDevice: Send {
+    /// Given once, before any other call: by this the device tells its driver of changes to its configuration space.
+    fn attach(&mut self, config: ConfigNotifier) {
+        let _ = config;
+    }
+
     /// What it is.
     fn device_type(&self) -> VirtioDeviceType;
 

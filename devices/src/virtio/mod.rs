@@ -13,6 +13,7 @@
 //! | 19 | socket | [`vsock`] | 5.10 |
 
 pub mod block;
+pub mod config_change;
 pub mod device;
 pub mod metrics;
 pub mod net;
@@ -27,6 +28,7 @@ mod tests;
 pub mod transport;
 pub mod vsock;
 
+pub use config_change::ConfigNotifier;
 pub use device::{
     ActivateError, ActivationContext, EventSource, InterruptSource, VirtioDevice, VirtioDeviceType,
     VirtioInterrupt, VirtioWorker, WorkerError, WorkerHost, WorkerId,

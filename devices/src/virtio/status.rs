@@ -9,6 +9,7 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
+use super::config_change::ConfigNotifier;
 use super::device::{
     ActivateError, ActivationContext, GuestMemory, VirtioDevice, VirtioDeviceType, VirtioInterrupt,
     WorkerError, WorkerHost, WorkerId,
@@ -51,6 +52,8 @@ pub mod features {
 pub trait TransportState: VirtioInterrupt {
     /// Sets DEVICE_NEEDS_RESET and tells the driver.
     fn set_needs_reset(&self);
+    /// Gives the configuration space a new generation; an interrupt for it does so, too.
+    fn next_generation(&self);
     /// Whether it is set.
     fn needs_reset(&self) -> bool;
     /// After a reset: no interrupt pending, no reset needed.
@@ -103,20 +106,24 @@ pub struct StatusMachine {
     status: u8,
     driver_features: u64,
     worker: Option<WorkerId>,
+    config: ConfigNotifier,
 }
 
 impl StatusMachine {
     /// A device after reset. `notifications` are the events of its queues, `metrics` its counters and its name.
     pub fn new<T: TransportState + 'static>(
         metrics: Arc<DeviceMetrics>,
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
         host: Arc<dyn WorkerHost>,
         state: Arc<T>,
         notifications: Vec<Arc<Notification>>,
     ) -> Self {
         let queues = fresh_queues(&*device);
+        let config = ConfigNotifier::new(state.clone());
+        device.attach(config.clone());
         Self {
+            config,
             stopped: metrics.tally("stopped"),
             metrics,
             device,
@@ -317,7 +324,7 @@ impl StatusMachine {
             state.set_needs_reset();
         });
         self.worker = Some(self.host.start(worker, notifications, broken)?);
-        Ok(())
+        Ok(self.config.driver_is_ready()?)
     }
 
     /// Back to the beginning. Nothing of the driver's memory is touched after the return.
@@ -331,6 +338,7 @@ impl StatusMachine {
         self.status = 0;
         self.driver_features = 0;
         self.queues = fresh_queues(&*self.device);
+        self.config.device_is_reset();
         self.state.clear();
     }
 }

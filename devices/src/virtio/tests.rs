@@ -1,6 +1,9 @@
 //! What a hostile driver may do to the rings and the registers: the device asks for a reset, or takes no notice, and works
 //! again afterwards.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
 use super::device::{
     ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker,
 };
@@ -9,7 +12,7 @@ use super::rng::{MAX_REQUEST, Rng};
 use super::status::{bits, features};
 use super::testing::*;
 use super::transport::mmio::register;
-use super::{WorkerError, device};
+use super::{ConfigNotifier, WorkerError, device};
 use crate::bus::BusDevice;
 
 /// A request that works, to see that the device does.
@@ -454,4 +457,74 @@ fn a_notification_of_the_devices_own_is_none_of_the_drivers() {
     assert!(!queue.take());
     let counts = driver.transport.metrics().counts();
     assert_eq!(counts.notifications, 1);
+}
+
+/// Shows a number that others change.
+struct Shown(Arc<OnceLock<ConfigNotifier>>, Arc<AtomicU8>);
+
+impl VirtioDevice for Shown {
+    fn attach(&mut self, config: ConfigNotifier) {
+        assert!(self.0.set(config).is_ok(), "attached twice");
+    }
+
+    fn device_type(&self) -> VirtioDeviceType {
+        VirtioDeviceType(42)
+    }
+
+    fn device_features(&self) -> u64 {
+        0
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[16]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        device::read_space(&[self.1.load(Ordering::Relaxed)], offset, data);
+    }
+
+    fn activate(
+        &mut self,
+        context: ActivationContext,
+    ) -> Result<Box<dyn VirtioWorker>, ActivateError> {
+        Hoarder.activate(context)
+    }
+}
+
+#[test]
+fn a_change_of_the_configuration_reaches_a_driver_whenever_it_comes() {
+    let (notifier, shown) = (Arc::new(OnceLock::new()), Arc::new(AtomicU8::new(0)));
+    let driver = Driver::new(Shown(notifier.clone(), shown.clone()));
+    let change = |value| {
+        shown.store(value, Ordering::Relaxed);
+        notifier.get().unwrap().notify().unwrap();
+    };
+    let seen = || {
+        let seen = (driver.read(register::INTERRUPT_STATUS), driver.line.count());
+        driver.write(register::INTERRUPT_ACK, 2);
+        seen
+    };
+    let generation = || driver.read(register::CONFIG_GENERATION);
+    let before = generation();
+    change(1);
+    assert_ne!(generation(), before);
+    assert_eq!(seen(), (0, 0), "no driver is there");
+
+    driver.set_up(1, features::COMMON);
+    assert_eq!(seen(), (0, 0), "it changed before there was a driver");
+    change(2);
+    assert_eq!(seen(), (2, 1));
+    assert_eq!(driver.read(register::CONFIG), 2);
+
+    // Between what the driver reads while it starts and the instant that it is ready.
+    driver.write(register::STATUS, 0);
+    driver.add_status(bits::ACKNOWLEDGE);
+    driver.add_status(bits::DRIVER);
+    driver.accept(features::COMMON & driver.offered());
+    driver.add_status(bits::FEATURES_OK);
+    driver.set_up_queue(0);
+    change(3);
+    assert_eq!(seen(), (0, 1));
+    driver.add_status(bits::DRIVER_OK);
+    assert_eq!(seen(), (2, 2));
 }

@@ -97,7 +97,7 @@ impl VirtioInterrupt for MmioState {
         let bit = match source {
             InterruptSource::Config => {
                 self.metrics.config_interrupts.add(1);
-                self.config_generation.fetch_add(1, Ordering::SeqCst);
+                self.next_generation();
                 INTERRUPT_CONFIG
             }
             InterruptSource::Queue(_) => {
@@ -117,6 +117,10 @@ impl TransportState for MmioState {
             let tally = self.metrics.host_error();
             tally.add(format_args!("cannot interrupt the guest: {err}"));
         }
+    }
+
+    fn next_generation(&self) {
+        self.config_generation.fetch_add(1, Ordering::SeqCst);
     }
 
     fn needs_reset(&self) -> bool {
