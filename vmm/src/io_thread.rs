@@ -17,7 +17,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use ampoule_devices::virtio::queue::ActiveQueue;
-use ampoule_devices::virtio::{VirtioWorker, WorkerError, WorkerHost, WorkerId};
+use ampoule_devices::virtio::{Notification, VirtioWorker, WorkerError, WorkerHost, WorkerId};
 
 /// Tokens of queues have this bit; those of a worker's own events are below.
 const QUEUE: u32 = 1 << 16;
@@ -36,7 +36,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Runner {
     /// None when it has been stopped.
     worker: Option<Box<dyn VirtioWorker>>,
-    notifications: Vec<(u16, Arc<EventFd>)>,
+    notifications: Vec<(u16, Arc<Notification>)>,
     /// The descriptors that the loop waits on for it.
     waited: Vec<RawFd>,
     /// Tells the device that the worker is broken; none when it is.
@@ -47,8 +47,13 @@ impl Runner {
     /// Every descriptor that it wants to wait on, with its token.
     fn events(&self) -> Vec<(RawFd, u32, EventSet)> {
         let queues = self.notifications.iter();
-        let queues = queues
-            .map(|(index, event)| (event.as_raw_fd(), QUEUE | u32::from(*index), EventSet::IN));
+        let queues = queues.map(|(index, queue)| {
+            (
+                queue.event().as_raw_fd(),
+                QUEUE | u32::from(*index),
+                EventSet::IN,
+            )
+        });
         let own = self.worker.iter().flat_map(|it| it.event_sources());
         queues
             .chain(own.map(|source| (source.fd, source.token & (QUEUE - 1), source.events)))
@@ -63,9 +68,9 @@ impl Runner {
             return worker.process_event(token, events);
         }
         let index = token as u16;
-        for (_, event) in self.notifications.iter().filter(|(it, _)| *it == index) {
-            // Nothing to read: the notification was taken before.
-            let _ = event.read();
+        for (_, queue) in self.notifications.iter().filter(|(it, _)| *it == index) {
+            // Nothing there: the notification was taken before.
+            queue.take();
         }
         worker.process_queue(index)
     }
@@ -191,7 +196,7 @@ impl WorkerHost for WorkerLoop {
     fn start(
         &self,
         worker: Box<dyn VirtioWorker>,
-        notifications: Vec<(u16, Arc<EventFd>)>,
+        notifications: Vec<(u16, Arc<Notification>)>,
         broken: Box<dyn FnOnce(WorkerError) + Send>,
     ) -> io::Result<WorkerId> {
         let entry = lock(&self.workers).add(Runner {
@@ -212,8 +217,14 @@ impl WorkerHost for WorkerLoop {
             runner.waited.push(fd);
         }
         // What the driver made available before it was ready has been notified to nobody.
-        for (_, event) in &runner.notifications {
-            let _ = event.write(1);
+        let rung = runner
+            .notifications
+            .iter()
+            .try_for_each(|(_, queue)| queue.ring());
+        drop(runner);
+        if let Err(err) = rung {
+            drop(self.stop(id));
+            return Err(err);
         }
         Ok(id)
     }
@@ -362,7 +373,7 @@ mod tests {
     /// A worker of one queue that has been started, and what it is told by and tells.
     struct Started {
         id: WorkerId,
-        notification: Arc<EventFd>,
+        notification: Arc<Notification>,
         own: Arc<EventFd>,
         said: Receiver<String>,
         leave: Sender<()>,
@@ -373,7 +384,7 @@ mod tests {
         let (told, said) = channel();
         let (leave, may_leave) = channel();
         let (tell, broken) = channel();
-        let (notification, own) = (event(), event());
+        let (notification, own) = (Arc::new(Notification::new().unwrap()), event());
         let worker = Told {
             said: told,
             leave: may_leave,
@@ -405,7 +416,7 @@ mod tests {
         it.own.write(1).unwrap();
         assert_eq!(it.said.recv().unwrap(), "event 7");
         it.leave.send(()).unwrap();
-        it.notification.write(1).unwrap();
+        it.notification.notify();
         assert_eq!(it.said.recv().unwrap(), "queue 0");
         // The worker is at work: a stop waits until it is not.
         thread::scope(|scope| {
@@ -414,7 +425,7 @@ mod tests {
             stopping.join().unwrap();
         });
         assert_eq!(it.said.recv().unwrap(), "stopped");
-        it.notification.write(1).unwrap();
+        it.notification.notify();
         assert!(thread.workers().stop(it.id).is_empty());
         drop(thread);
         assert!(it.said.recv().is_err(), "a stopped worker was called");
@@ -433,8 +444,8 @@ mod tests {
             workers.dispatch(-1).unwrap();
             let told = bad.broken.recv().unwrap();
             assert!(told.contains(reason), "{told}");
-            good.notification.write(1).unwrap();
-            bad.notification.write(1).unwrap();
+            good.notification.notify();
+            bad.notification.notify();
             workers.dispatch(-1).unwrap();
             assert_eq!(good.said.try_iter().count(), 2);
             assert_eq!(bad.said.try_iter().count(), 1);

@@ -20,6 +20,7 @@ use crate::io_thread::{IoThread, WorkerLoop};
 use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
 use crate::memory::{self, GuestRam};
+use crate::metrics::{MachineMetrics, VcpuMetrics};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
 use crate::virtio::{self, Placement};
 
@@ -87,17 +88,30 @@ impl Machine {
             mmio: devices.mmio.clone(),
             latch: shared.latch.clone(),
             timeline: timeline.clone(),
+            metrics: Arc::default(),
             ram: ram.clone(),
         };
+        let counters: Vec<Arc<VcpuMetrics>> = (0..config.cpus).map(|_| Arc::default()).collect();
         let template = VcpuTemplate::new(kvm, config.cpus)?;
         let vcpus = (0..config.cpus)
-            .map(|index| {
+            .zip(&counters)
+            .map(|(index, counters)| {
                 // The others wait for the first to start them (INIT, SIPI), and have no entry point.
                 let entry = (index == 0).then_some(&entry);
-                template.create(vm.create_vcpu(index)?, index, entry, context.clone())
+                let context = VcpuContext {
+                    metrics: counters.clone(),
+                    ..context.clone()
+                };
+                template.create(vm.create_vcpu(index)?, index, entry, context)
             })
             .collect::<Result<Vec<_>, Error>>()?;
         timeline.host("vcpus");
+        shared.metrics.add_machine(MachineMetrics {
+            vcpus: counters,
+            ports: devices.ports.unclaimed_counters(),
+            mmio: devices.mmio.unclaimed_counters(),
+            devices: devices.metrics.clone(),
+        });
         Ok(Self {
             threads: Vec::new(),
             vcpus,

@@ -13,8 +13,11 @@
 //! | 19 | socket | [`vsock`] | 5.10 |
 
 pub mod block;
+pub mod config_change;
 pub mod device;
+pub mod metrics;
 pub mod net;
+pub mod notification;
 pub mod queue;
 pub mod rng;
 pub mod status;
@@ -25,7 +28,10 @@ mod tests;
 pub mod transport;
 pub mod vsock;
 
+pub use config_change::ConfigNotifier;
 pub use device::{
     ActivateError, ActivationContext, EventSource, InterruptSource, VirtioDevice, VirtioDeviceType,
     VirtioInterrupt, VirtioWorker, WorkerError, WorkerHost, WorkerId,
 };
+pub use metrics::DeviceMetrics;
+pub use notification::Notification;

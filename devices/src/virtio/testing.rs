@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{GuestMemory, VirtioDevice, VirtioWorker, WorkerError, WorkerHost, WorkerId};
+use super::notification::Notification;
 use super::queue::ActiveQueue;
 use super::status::{bits, features};
 use super::transport::mmio::{MmioTransport, register};
@@ -34,7 +34,7 @@ pub(crate) const BUFFERS: u64 = 0x4_0000;
 struct Running {
     id: WorkerId,
     worker: Box<dyn VirtioWorker>,
-    notifications: Vec<(u16, Arc<EventFd>)>,
+    notifications: Vec<(u16, Arc<Notification>)>,
     broken: Option<Box<dyn FnOnce(WorkerError) + Send>>,
 }
 
@@ -57,7 +57,7 @@ impl TestHost {
                 }
                 for at in 0..runner.notifications.len() {
                     let (index, event) = &runner.notifications[at];
-                    if served == turns || event.read().is_err() {
+                    if served == turns || !event.take() {
                         continue;
                     }
                     served += 1;
@@ -82,7 +82,7 @@ impl WorkerHost for TestHost {
     fn start(
         &self,
         worker: Box<dyn VirtioWorker>,
-        notifications: Vec<(u16, Arc<EventFd>)>,
+        notifications: Vec<(u16, Arc<Notification>)>,
         broken: Box<dyn FnOnce(WorkerError) + Send>,
     ) -> io::Result<WorkerId> {
         let id = WorkerId(self.last.fetch_add(1, Ordering::Relaxed));
