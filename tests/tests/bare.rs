@@ -110,5 +110,5 @@ fn main() -> ExitCode {
             a_disk_that_is_read_only_or_too_small_fails_requests_only
             a_disk_is_one_vms_and_made_where_asked_for;
     };
-    harness::main(Needs::Kvm, tests, driver::ampoule())
+    harness::main([(Needs::Kvm, tests)], driver::ampoule())
 }

@@ -19,6 +19,7 @@ mod say;
 mod shared;
 mod suite;
 mod terminal;
+mod tools;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -89,6 +90,9 @@ enum Command {
         /// Run Linux guests in a lab host with this virtualization, even where this machine could
         #[arg(long, value_enum)]
         cpu: Option<Cpu>,
+        /// Also the tests that take long, which are skipped otherwise
+        #[arg(long)]
+        thorough: bool,
     },
     /// Build and run the fuzz targets of tests/fuzz, from their committed seeds
     ///
@@ -189,8 +193,18 @@ fn run(command: Command) -> Result<i32> {
             let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
             exec(&project, &packages, &host, vec![shell])
         }
-        Command::Test { filter, list, cpu } => {
-            let plan = suite::Plan { filter, list, cpu };
+        Command::Test {
+            filter,
+            list,
+            cpu,
+            thorough,
+        } => {
+            let plan = suite::Plan {
+                filter,
+                list,
+                cpu,
+                thorough,
+            };
             Ok(i32::from(!suite::run(&project, &plan)?))
         }
         Command::Fuzz {
