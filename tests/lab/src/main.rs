@@ -7,6 +7,7 @@ mod broker;
 mod client;
 mod cpio;
 mod frame;
+mod fuzz;
 mod guest;
 mod host;
 mod kernels;
@@ -92,6 +93,24 @@ enum Command {
         /// Also the tests that take long, which are skipped otherwise
         #[arg(long)]
         thorough: bool,
+    },
+    /// Build and run the fuzz targets of tests/fuzz, from their committed seeds
+    ///
+    /// Ends with a table of what was executed and found. The exit status is 1 where something was found; the command that
+    /// runs it again stands below the table.
+    Fuzz {
+        /// Only these targets
+        #[arg(value_name = "TARGET")]
+        targets: Vec<String>,
+        /// For how long each: 90s, 10m
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = fuzz::seconds)]
+        time: u64,
+        /// How many at a time
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        jobs: usize,
+        /// Only list the targets
+        #[arg(long)]
+        list: bool,
     },
     /// What `cargo lab up` leaves behind
     #[command(hide = true)]
@@ -187,6 +206,20 @@ fn run(command: Command) -> Result<i32> {
                 thorough,
             };
             Ok(i32::from(!suite::run(&project, &plan)?))
+        }
+        Command::Fuzz {
+            targets,
+            time,
+            jobs,
+            list,
+        } => {
+            let plan = fuzz::Plan {
+                targets,
+                seconds: time,
+                jobs,
+                list,
+            };
+            Ok(i32::from(!fuzz::run_targets(&project, &plan)?))
         }
         Command::Up { host } => {
             project.build_ampoule()?;
