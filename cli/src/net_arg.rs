@@ -4,7 +4,17 @@ use ampoule_vmm::config::NetConfig;
 
 use crate::key_list::{each, needed, typed, unknown};
 
-const KEYS: [&str; 5] = ["tap", "fd", "mac", "mtu", "id"];
+const KEYS: [&str; 9] = [
+    "tap",
+    "fd",
+    "mac",
+    "mtu",
+    "pps",
+    "pps-burst",
+    "bandwidth",
+    "bandwidth-burst",
+    "id",
+];
 
 /// Reads the argument.
 pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
@@ -18,6 +28,10 @@ pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
             "fd" => net.fd = Some(typed::<u16>(key, value)?.into()),
             "mac" => net.mac = Some(typed(key, value)?),
             "mtu" => net.mtu = Some(typed(key, value)?),
+            "pps" => net.pps = Some(typed(key, value)?),
+            "pps-burst" => net.pps_burst = Some(typed(key, value)?),
+            "bandwidth" => net.bandwidth = Some(typed(key, value)?),
+            "bandwidth-burst" => net.bandwidth_burst = Some(typed(key, value)?),
             "id" => net.id = Some(needed(key, value)?.to_owned()),
             _ if value.is_none() && text == key && !key.is_empty() => {
                 return Err(format!(
@@ -38,16 +52,21 @@ pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ampoule_vmm::config::MemorySize;
 
     #[test]
     fn all_keys_reach_their_fields() {
         let expected = NetConfig {
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
             mtu: Some(9000),
+            pps: Some(1000),
+            pps_burst: Some(10),
+            bandwidth: Some(MemorySize::mib(10)),
+            bandwidth_burst: Some(MemorySize::mib(1)),
             id: Some("lan".into()),
             ..NetConfig::tap("tap0")
         };
-        let text = "tap=tap0,mac=02:00:00:00:00:01,mtu=9000,id=lan";
+        let text = "tap=tap0,mac=02:00:00:00:00:01,mtu=9000,pps=1000,pps-burst=10,bandwidth=10M,bandwidth-burst=1M,id=lan";
         assert_eq!(parse(text).unwrap(), expected);
         assert_eq!(parse("fd=3").unwrap(), NetConfig::fd(3));
     }
@@ -66,6 +85,8 @@ mod tests {
             ("tap=a,mac=02", "02:00:00:00:00:01"),
             ("tap=a,mtu=65536", "mtu: "),
             ("fd=-1", "fd: "),
+            ("tap=a,pps=fast", "pps: "),
+            ("tap=a,bandwidth=1X", "bandwidth: "),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(complaint), "{text}: {error}");

@@ -70,6 +70,7 @@ fn open_net(interface: &NetConfig, name: String) -> Result<Net, Error> {
         mac: interface.effective_mac(&name).octets(),
         name,
         mtu: interface.mtu,
+        limit: interface.limit(),
     };
-    Ok(Net::new(config, Arc::new(tap)))
+    Net::new(config, Arc::new(tap)).map_err(Error::host("timer of a rate limit"))
 }

@@ -5,6 +5,7 @@
 
 mod disk;
 mod net;
+mod rate;
 mod units;
 mod validate;
 mod vsock;

@@ -1,10 +1,19 @@
 //! Network interfaces, as configuration.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::str::FromStr;
 
+use ampoule_devices::backend::tap;
+use ampoule_devices::rate_limiter::RateLimit;
 use ampoule_devices::virtio::net::mac_of;
 use serde::{Deserialize, Serialize};
+
+use super::MemorySize;
+use super::rate::{self, RateKeys};
+
+/// The longest frame.
+const LARGEST: NonZeroU64 = NonZeroU64::new(tap::MAX_FRAME as u64).unwrap();
 
 /// A network interface of the guest: a TAP interface of the host, by its name or as a descriptor. One of the two is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +31,18 @@ pub struct NetConfig {
     /// The MTU that the guest is told, 68 or more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Frames in a second, in each direction: the most that go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pps: Option<u64>,
+    /// Frames that go at once after a rest; a tenth of `pps`, unless it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pps_burst: Option<u64>,
+    /// Bytes in a second, in each direction: the most that go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<MemorySize>,
+    /// Bytes that go at once after a rest; a tenth of `bandwidth` and 64 KiB at least, unless it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_burst: Option<MemorySize>,
     /// Its name in messages; `net0` and so on, unless it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
@@ -50,8 +71,26 @@ impl NetConfig {
             fd: None,
             mac: None,
             mtu: None,
+            pps: None,
+            pps_burst: None,
+            bandwidth: None,
+            bandwidth_burst: None,
             id: None,
         }
+    }
+
+    /// Its limits, by their keys.
+    pub(crate) fn rates(&self) -> [RateKeys; 2] {
+        [
+            RateKeys::ops("pps", self.pps, self.pps_burst),
+            RateKeys::bytes("bandwidth", self.bandwidth, self.bandwidth_burst),
+        ]
+    }
+
+    /// What goes in each direction.
+    pub(crate) fn limit(&self) -> RateLimit {
+        let [frames, bytes] = self.rates();
+        rate::limit(frames, bytes, LARGEST)
     }
 
     /// Its name in messages, where it is the interface with this index.

@@ -129,6 +129,22 @@ pub enum ConfigError {
         /// The least.
         min: u16,
     },
+    /// A rate limit that nothing could pass.
+    #[error("{name} has a limit of 0 for {key}")]
+    RateZero {
+        /// The device.
+        name: String,
+        /// The limit's key.
+        key: &'static str,
+    },
+    /// A burst of what is not limited.
+    #[error("{name} has {key}-burst without the limit {key}")]
+    BurstAlone {
+        /// The device.
+        name: String,
+        /// The limit's key.
+        key: &'static str,
+    },
     /// A context id that no guest may have.
     #[error("a guest's CID is {min} to {max}, not {cid}")]
     VsockCid {
@@ -186,6 +202,8 @@ impl ConfigError {
                 "use for instance --vsock cid={min},socket=PATH; 0 to 2 are the host's, and the highest is anybody's"
             )),
             Self::VsockPath => Some("name one: --vsock cid=3,socket=PATH".into()),
+            Self::RateZero { key, .. } => Some(format!("without {key}, there is no limit")),
+            Self::BurstAlone { key, .. } => Some(format!("give {key}, the rate in a second, too")),
             Self::NetTapTwice { .. }
             | Self::NetMtu { .. }
             | Self::CmdlineTooLong { .. }
@@ -299,6 +317,9 @@ impl VmConfig {
             if let Some(mtu) = interface.mtu.filter(|mtu| *mtu < MIN_MTU) {
                 let min = MIN_MTU;
                 return Err(ConfigError::NetMtu { name, mtu, min });
+            }
+            for rate in interface.rates() {
+                rate.check(&name)?;
             }
             if !taps.insert(tap.clone()) {
                 return Err(ConfigError::NetTapTwice { tap });
@@ -496,6 +517,24 @@ mod tests {
             ..named("a")
         };
         assert!(matches!(with(vec![mtu]), Err(ConfigError::NetMtu { .. })));
+        let still = NetConfig {
+            pps: Some(0),
+            ..named("a")
+        };
+        let key = "pps";
+        assert_eq!(
+            with(vec![still]),
+            Err(ConfigError::RateZero { name: name(), key })
+        );
+        let alone = NetConfig {
+            bandwidth_burst: Some(MemorySize::mib(1)),
+            ..named("a")
+        };
+        let key = "bandwidth";
+        assert_eq!(
+            with(vec![alone]),
+            Err(ConfigError::BurstAlone { name: name(), key })
+        );
         for mac in ["00:00:00:00:00:00", "01:00:5e:00:00:01"] {
             let mac = mac.parse().unwrap();
             let config = NetConfig {

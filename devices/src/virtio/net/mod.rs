@@ -4,14 +4,20 @@
 //! surrounds them: features, configuration space, fairness. A frame that cannot be delivered or sent is dropped and
 //! counted; no frame's content is a reason for the device to fail. The data half lives on an I/O thread. It waits for the
 //! back end by its edges, so that frames for which there is no buffer wake nobody.
+//!
+//! A rate limit holds for each direction by itself. Frames that it holds back wait where they are, in the driver's queue or in
+//! the back end, and the other direction goes on.
 
+mod gate;
 mod rx;
 #[cfg(test)]
 mod tests;
 mod tx;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 
@@ -21,6 +27,8 @@ use super::device::{
 };
 use super::queue::ActiveQueue;
 use crate::backend::tap::{NetBackend, Offloads};
+use crate::rate_limiter::{RateLimit, RateLimiter};
+use gate::Gate;
 
 /// Feature bits (5.1.3).
 pub mod features {
@@ -85,6 +93,13 @@ const BATCH: u32 = 64;
 const QUEUE_SIZES: &[u16] = &[256, 256];
 const RX: u16 = 0;
 const TX: u16 = 1;
+
+/// What the worker waits for besides its queues.
+mod token {
+    pub(super) const BACKEND: u32 = 0;
+    pub(super) const RX_LIMIT: u32 = 1;
+    pub(super) const TX_LIMIT: u32 = 2;
+}
 const CONFIG_SIZE: usize = 12;
 const LINK_UP: u16 = 1;
 
@@ -108,23 +123,38 @@ pub struct NetConfig {
     pub mac: [u8; 6],
     /// The largest packet that the network takes, where the driver is to be told.
     pub mtu: Option<u16>,
+    /// What goes in each direction.
+    pub limit: RateLimit,
 }
 
 /// The network device.
 pub struct Net {
     config: NetConfig,
     backend: Arc<dyn NetBackend>,
+    rx_limiter: Option<Arc<RateLimiter>>,
+    tx_limiter: Option<Arc<RateLimiter>>,
     log: Arc<Log>,
 }
 
 impl Net {
     /// An interface whose frames go to and come from `backend`.
-    pub fn new(config: NetConfig, backend: Arc<dyn NetBackend>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The host has no timer for a limit.
+    pub fn new(config: NetConfig, backend: Arc<dyn NetBackend>) -> io::Result<Self> {
+        let limiter = || match config.limit {
+            limit if limit.is_some() => RateLimiter::new(limit, Instant::now())
+                .map(Arc::new)
+                .map(Some),
+            _ => Ok(None),
+        };
+        Ok(Self {
             log: Arc::new(Log::new(config.name.clone())),
+            rx_limiter: limiter()?,
+            tx_limiter: limiter()?,
             config,
             backend,
-        }
+        })
     }
 
     fn config_space(&self) -> [u8; CONFIG_SIZE] {
@@ -189,6 +219,8 @@ impl VirtioDevice for Net {
         Ok(Box::new(NetWorker {
             rx: rx::Receiver::new(rx, mergeable, taken, self.log.clone()),
             tx: tx::Sender::new(tx, context.features, self.log.clone()),
+            rx_gate: Gate::new(self.rx_limiter.clone()),
+            tx_gate: Gate::new(self.tx_limiter.clone()),
             backend: self.backend.clone(),
         }))
     }
@@ -209,28 +241,53 @@ fn offloads(accepted: u64) -> Offloads {
 struct NetWorker {
     rx: rx::Receiver,
     tx: tx::Sender,
+    rx_gate: Gate,
+    tx_gate: Gate,
     backend: Arc<dyn NetBackend>,
+}
+
+impl NetWorker {
+    fn receive(&mut self) -> Result<(), WorkerError> {
+        self.rx.receive(&*self.backend, &mut self.rx_gate)
+    }
+
+    fn send(&mut self) -> Result<(), WorkerError> {
+        self.tx.send(&*self.backend, &mut self.tx_gate)
+    }
 }
 
 impl VirtioWorker for NetWorker {
     fn event_sources(&self) -> Vec<EventSource> {
-        vec![EventSource {
+        let mut sources = vec![EventSource {
             fd: self.backend.fd(),
-            token: 0,
+            token: token::BACKEND,
             events: EventSet::IN | EventSet::EDGE_TRIGGERED,
-        }]
+        }];
+        sources.extend(self.rx_gate.event_source(token::RX_LIMIT));
+        sources.extend(self.tx_gate.event_source(token::TX_LIMIT));
+        sources
     }
 
     fn process_queue(&mut self, index: u16) -> Result<(), WorkerError> {
         match index {
-            RX => self.rx.receive(&*self.backend),
-            TX => self.tx.send(&*self.backend),
+            RX => self.receive(),
+            TX => self.send(),
             _ => Ok(()),
         }
     }
 
-    fn process_event(&mut self, _token: u32, _events: EventSet) -> Result<(), WorkerError> {
-        self.rx.receive(&*self.backend)
+    fn process_event(&mut self, token: u32, _events: EventSet) -> Result<(), WorkerError> {
+        match token {
+            token::TX_LIMIT => {
+                self.tx_gate.open();
+                self.send()
+            }
+            token::RX_LIMIT => {
+                self.rx_gate.open();
+                self.receive()
+            }
+            _ => self.receive(),
+        }
     }
 
     fn stop(self: Box<Self>) -> Vec<ActiveQueue> {

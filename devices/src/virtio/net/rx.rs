@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
+use super::gate::Gate;
 use super::{BATCH, Log, MIN_FRAME, header};
 use crate::backend::tap::{HEADER_SIZE, MAX_FRAME, MAX_PIECES, NetBackend, Offloads};
 use crate::virtio::device::{GuestMemory, WorkerError};
@@ -47,6 +48,8 @@ struct Frame {
     total: u32,
     /// Where its tail starts.
     direct: u32,
+    /// Whether the rate limit has let it through.
+    passed: bool,
 }
 
 /// Chains that were taken and not filled yet, none of them without room.
@@ -111,6 +114,8 @@ enum Step {
     NoRoom,
     /// The back end has no frame, or failed.
     NoFrame,
+    /// The rate limit holds a frame back.
+    Held,
 }
 
 impl Receiver {
@@ -133,15 +138,19 @@ impl Receiver {
     }
 
     /// Delivers what has come, a batch of it at most.
-    pub(super) fn receive(&mut self, backend: &dyn NetBackend) -> Result<(), WorkerError> {
+    pub(super) fn receive(
+        &mut self,
+        backend: &dyn NetBackend,
+        gate: &mut Gate,
+    ) -> Result<(), WorkerError> {
         let mut budget = BATCH;
         self.queue.disable_notification()?;
         while budget > 0 {
             budget -= 1;
-            match self.step(backend)? {
+            match self.step(backend, gate)? {
                 Step::Moved => {}
-                // The back end's next edge tells of the next frame.
-                Step::NoFrame => return self.queue.notify(),
+                // The back end's next edge tells of the next frame, or the limit's timer when it may go.
+                Step::NoFrame | Step::Held => return self.queue.notify(),
                 Step::NoRoom => {
                     self.queue.notify()?;
                     if !self.queue.enable_notification()? {
@@ -155,9 +164,9 @@ impl Receiver {
         self.queue.come_back()
     }
 
-    fn step(&mut self, backend: &dyn NetBackend) -> Result<Step, WorkerError> {
+    fn step(&mut self, backend: &dyn NetBackend, gate: &mut Gate) -> Result<Step, WorkerError> {
         self.take_chains()?;
-        let frame = match self.held.take() {
+        let mut frame = match self.held.take() {
             Some(frame) => frame,
             None if self.room.chains.is_empty() => return Ok(Step::NoRoom),
             None => match self.read(backend) {
@@ -173,6 +182,11 @@ impl Receiver {
         if let Err(why) = self.check(frame) {
             self.log.dropped(why);
             return Ok(Step::Moved);
+        }
+        frame.passed = frame.passed || gate.pass(frame.total - HEADER_SIZE as u32)?;
+        if !frame.passed {
+            self.held = Some(frame);
+            return Ok(Step::Held);
         }
         self.deliver(frame)
     }
@@ -225,6 +239,7 @@ impl Receiver {
         Ok(Frame {
             total: u32::try_from(total).unwrap_or(u32::MAX),
             direct: HEADER + direct_len as u32,
+            passed: false,
         })
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
+use super::gate::Gate;
 use super::{BATCH, Log, MIN_FRAME, features, header};
 use crate::backend::tap::{HEADER_SIZE, MAX_FRAME, MAX_PIECES, NetBackend};
 use crate::virtio::device::{GuestMemory, WorkerError};
@@ -33,12 +34,21 @@ impl Sender {
     }
 
     /// Sends what is available, a batch of it at most.
-    pub(super) fn send(&mut self, backend: &dyn NetBackend) -> Result<(), WorkerError> {
+    pub(super) fn send(
+        &mut self,
+        backend: &dyn NetBackend,
+        gate: &mut Gate,
+    ) -> Result<(), WorkerError> {
         let mut budget = BATCH;
         self.queue.disable_notification()?;
         loop {
             while budget > 0 && self.queue.pop(&mut self.chain)? {
                 budget -= 1;
+                if !gate.pass(self.frame_len())? {
+                    self.queue.undo_pop(self.chain.head());
+                    // The timer tells when to go on, the driver need not.
+                    return self.queue.notify();
+                }
                 if let Err(why) = self.send_one(backend) {
                     self.log.dropped(why);
                 }
@@ -53,6 +63,12 @@ impl Sender {
             }
             self.queue.disable_notification()?;
         }
+    }
+
+    /// What the chain counts for a limit: no more than the longest frame, for what is longer is not sent.
+    fn frame_len(&self) -> u32 {
+        let len = self.chain.readable_len().saturating_sub(HEADER_SIZE as u32);
+        len.min(MAX_FRAME as u32)
     }
 
     /// Sends the frame of a chain, or tells why it is none.
