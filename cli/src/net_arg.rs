@@ -4,11 +4,12 @@ use ampoule_vmm::config::NetConfig;
 
 use crate::key_list::{each, needed, typed, unknown};
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "tap",
     "fd",
     "mac",
     "mtu",
+    "queues",
     "pps",
     "pps-burst",
     "bandwidth",
@@ -28,6 +29,7 @@ pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
             "fd" => net.fd = Some(typed::<u16>(key, value)?.into()),
             "mac" => net.mac = Some(typed(key, value)?),
             "mtu" => net.mtu = Some(typed(key, value)?),
+            "queues" => net.queues = typed(key, value)?,
             "pps" => net.pps = Some(typed(key, value)?),
             "pps-burst" => net.pps_burst = Some(typed(key, value)?),
             "bandwidth" => net.bandwidth = Some(typed(key, value)?),
@@ -59,6 +61,7 @@ mod tests {
         let expected = NetConfig {
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
             mtu: Some(9000),
+            queues: 4,
             pps: Some(1000),
             pps_burst: Some(10),
             bandwidth: Some(MemorySize::mib(10)),
@@ -66,7 +69,7 @@ mod tests {
             id: Some("lan".into()),
             ..NetConfig::tap("tap0")
         };
-        let text = "tap=tap0,mac=02:00:00:00:00:01,mtu=9000,pps=1000,pps-burst=10,bandwidth=10M,bandwidth-burst=1M,id=lan";
+        let text = "tap=tap0,mac=02:00:00:00:00:01,mtu=9000,queues=4,pps=1000,pps-burst=10,bandwidth=10M,bandwidth-burst=1M,id=lan";
         assert_eq!(parse(text).unwrap(), expected);
         assert_eq!(parse("fd=3").unwrap(), NetConfig::fd(3));
     }
@@ -86,6 +89,7 @@ mod tests {
             ("tap=a,mtu=65536", "mtu: "),
             ("fd=-1", "fd: "),
             ("tap=a,pps=fast", "pps: "),
+            ("tap=a,queues=many", "queues: "),
             ("tap=a,bandwidth=1X", "bandwidth: "),
         ] {
             let error = parse(text).unwrap_err();

@@ -62,9 +62,12 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
 }
 
 fn open_net(interface: &NetConfig, name: String) -> Result<Net, Error> {
-    let tap = match interface.fd {
-        Some(fd) => Tap::inherit(fd)?,
-        None => Tap::open(interface.tap.as_deref().unwrap_or_default())?,
+    let taps = match interface.fd {
+        Some(fd) => vec![Tap::inherit(fd)?],
+        None => Tap::open(
+            interface.tap.as_deref().unwrap_or_default(),
+            interface.queues,
+        )?,
     };
     let config = net::NetConfig {
         mac: interface.effective_mac(&name).octets(),
@@ -72,5 +75,6 @@ fn open_net(interface: &NetConfig, name: String) -> Result<Net, Error> {
         mtu: interface.mtu,
         limit: interface.limit(),
     };
-    Net::new(config, Arc::new(tap)).map_err(Error::host("timer of a rate limit"))
+    let backends = taps.into_iter().map(|tap| Arc::new(tap) as _).collect();
+    Net::new(config, backends).map_err(Error::host("timer of a rate limit"))
 }

@@ -1,6 +1,7 @@
-//! What devices stand on, on the host's side: descriptors, disk images, taps, later sockets.
+//! What devices stand on, on the host's side: descriptors, disk images, networks, sockets.
 
 pub mod disk;
 pub mod fd_sink;
+pub mod net;
 pub mod tap;
 pub mod unix_socket;

@@ -89,6 +89,14 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
 }
 
+fn one() -> u16 {
+    1
+}
+
+fn is_one(value: &u16) -> bool {
+    *value == 1
+}
+
 impl Default for VmConfig {
     fn default() -> Self {
         Self {

@@ -4,16 +4,16 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-use ampoule_devices::backend::tap;
+use ampoule_devices::backend::net::MAX_FRAME;
 use ampoule_devices::rate_limiter::RateLimit;
 use ampoule_devices::virtio::net::mac_of;
 use serde::{Deserialize, Serialize};
 
-use super::MemorySize;
 use super::rate::{self, RateKeys};
+use super::{MemorySize, is_one, one};
 
 /// The longest frame.
-const LARGEST: NonZeroU64 = NonZeroU64::new(tap::MAX_FRAME as u64).unwrap();
+const LARGEST: NonZeroU64 = NonZeroU64::new(MAX_FRAME as u64).unwrap();
 
 /// A network interface of the guest: a TAP interface of the host, by its name or as a descriptor. One of the two is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct NetConfig {
     /// The MTU that the guest is told, 68 or more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Number of pairs of queues, 1 to 8; the guest uses as many as it wants to.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub queues: u16,
     /// Frames in a second, in each direction: the most that go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pps: Option<u64>,
@@ -71,6 +74,7 @@ impl NetConfig {
             fd: None,
             mac: None,
             mtu: None,
+            queues: 1,
             pps: None,
             pps_burst: None,
             bandwidth: None,

@@ -7,6 +7,7 @@ use ampoule_arch::layout;
 use ampoule_devices::backend::disk::SECTOR;
 use ampoule_devices::backend::tap;
 use ampoule_devices::virtio::block::MAX_QUEUES;
+use ampoule_devices::virtio::net::MAX_PAIRS;
 use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 
 use crate::resource_allocator::MAX_DEVICES;
@@ -129,6 +130,24 @@ pub enum ConfigError {
         /// The least.
         min: u16,
     },
+    /// A network interface's queues out of range.
+    #[error("a network interface has 1 to {max} queues, and {name} asks for {queues}")]
+    NetQueues {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        queues: u16,
+        /// The most.
+        max: u16,
+    },
+    /// Several queues over one descriptor.
+    #[error("{name} has {queues} queues over one descriptor, which is one queue")]
+    NetFdQueues {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        queues: u16,
+    },
     /// A rate limit that nothing could pass.
     #[error("{name} has a limit of 0 for {key}")]
     RateZero {
@@ -189,7 +208,12 @@ impl ConfigError {
             Self::DiskName { .. } | Self::NetName { .. } => {
                 Some("give each its own, with id=NAME".into())
             }
-            Self::DiskQueues { .. } => Some("more queues than vCPUs are of no use".into()),
+            Self::NetFdQueues { .. } => {
+                Some("name the tap instead: --net tap=NAME,queues=N".into())
+            }
+            Self::DiskQueues { .. } | Self::NetQueues { .. } => {
+                Some("more queues than vCPUs are of no use".into())
+            }
             Self::NetBackend { .. } => Some("--net tap=NAME or --net fd=N".into()),
             Self::NetMac { .. } => {
                 Some("the first byte of an address is even, 02 for instance".into())
@@ -317,6 +341,13 @@ impl VmConfig {
             if let Some(mtu) = interface.mtu.filter(|mtu| *mtu < MIN_MTU) {
                 let min = MIN_MTU;
                 return Err(ConfigError::NetMtu { name, mtu, min });
+            }
+            let (queues, max) = (interface.queues, MAX_PAIRS);
+            if !(1..=max).contains(&queues) {
+                return Err(ConfigError::NetQueues { name, queues, max });
+            }
+            if interface.fd.is_some() && queues > 1 {
+                return Err(ConfigError::NetFdQueues { name, queues });
             }
             for rate in interface.rates() {
                 rate.check(&name)?;
@@ -517,6 +548,24 @@ mod tests {
             ..named("a")
         };
         assert!(matches!(with(vec![mtu]), Err(ConfigError::NetMtu { .. })));
+        for queues in [0, MAX_PAIRS + 1, u16::MAX] {
+            let config = NetConfig {
+                queues,
+                ..named("a")
+            };
+            assert!(matches!(
+                with(vec![config]),
+                Err(ConfigError::NetQueues { .. })
+            ));
+        }
+        let config = NetConfig {
+            queues: 2,
+            ..NetConfig::fd(3)
+        };
+        assert!(matches!(
+            with(vec![config]),
+            Err(ConfigError::NetFdQueues { .. })
+        ));
         let still = NetConfig {
             pps: Some(0),
             ..named("a")

@@ -1,4 +1,5 @@
-//! The network device. Virtio 1.2, section 5.1: one receive queue (0) and one transmit queue (1).
+//! The network device. Virtio 1.2, section 5.1: pairs of a receive queue and a transmit queue, and where there are several, a
+//! control queue behind them.
 //!
 //! `rx` fills the driver's buffers with frames of a [`NetBackend`], `tx` sends what the driver has; here is what
 //! surrounds them: features, configuration space, fairness. A frame that cannot be delivered or sent is dropped and
@@ -8,6 +9,7 @@
 //! A rate limit holds for each direction by itself. Frames that it holds back wait where they are, in the driver's queue or in
 //! the back end, and the other direction goes on.
 
+mod control;
 mod gate;
 mod rx;
 #[cfg(test)]
@@ -26,8 +28,9 @@ use super::device::{
     WorkerError, read_space,
 };
 use super::queue::ActiveQueue;
-use crate::backend::tap::{NetBackend, Offloads};
+use crate::backend::net::{NetBackend, Offloads};
 use crate::rate_limiter::{RateLimit, RateLimiter};
+use control::Control;
 use gate::Gate;
 
 /// Feature bits (5.1.3).
@@ -56,6 +59,10 @@ pub mod features {
     pub const MRG_RXBUF: u64 = 1 << 15;
     /// `status` is valid.
     pub const STATUS: u64 = 1 << 16;
+    /// There is a control queue.
+    pub const CTRL_VQ: u64 = 1 << 17;
+    /// There are several pairs of queues; `max_virtqueue_pairs` is valid.
+    pub const MQ: u64 = 1 << 22;
 }
 
 /// The header before each frame (5.1.6), `virtio_net_hdr_v1`, by its offsets and values.
@@ -73,7 +80,7 @@ mod header {
     pub(super) const CSUM_OFFSET: usize = 8;
     pub(super) const NUM_BUFFERS: usize = 10;
 
-    pub(super) type Bytes = [u8; crate::backend::tap::HEADER_SIZE];
+    pub(super) type Bytes = [u8; crate::backend::net::HEADER_SIZE];
 
     pub(super) fn get(header: &Bytes, at: usize) -> u16 {
         u16::from_le_bytes([header[at], header[at + 1]])
@@ -90,16 +97,18 @@ const MIN_FRAME: u32 = 14;
 /// Frames that one call moves in one direction, before the other direction and other devices have their turn.
 const BATCH: u32 = 64;
 
-const QUEUE_SIZES: &[u16] = &[256, 256];
-const RX: u16 = 0;
-const TX: u16 = 1;
+/// The most pairs of queues.
+pub const MAX_PAIRS: u16 = 8;
 
-/// What the worker waits for besides its queues.
+/// Sizes of the queues of all pairs, and of the control queue.
+const QUEUE_SIZES: [u16; 2 * MAX_PAIRS as usize + 1] = [256; _];
+
+/// What the worker waits for besides its queues. The back ends of the pairs come first.
 mod token {
-    pub(super) const BACKEND: u32 = 0;
-    pub(super) const RX_LIMIT: u32 = 1;
-    pub(super) const TX_LIMIT: u32 = 2;
+    pub(super) const RX_LIMIT: u32 = super::MAX_PAIRS as u32;
+    pub(super) const TX_LIMIT: u32 = RX_LIMIT + 1;
 }
+
 const CONFIG_SIZE: usize = 12;
 const LINK_UP: u16 = 1;
 
@@ -130,22 +139,27 @@ pub struct NetConfig {
 /// The network device.
 pub struct Net {
     config: NetConfig,
-    backend: Arc<dyn NetBackend>,
+    /// One for each pair of queues.
+    backends: Vec<Arc<dyn NetBackend>>,
     rx_limiter: Option<Arc<RateLimiter>>,
     tx_limiter: Option<Arc<RateLimiter>>,
     log: Arc<Log>,
 }
 
 impl Net {
-    /// An interface whose frames go to and come from `backend`.
+    /// An interface whose frames go to and come from `backends`: as many pairs of queues, [`MAX_PAIRS`] at most, of which the
+    /// first is enabled. All of them leave and take the same.
     ///
     /// # Errors
-    /// The host has no timer for a limit.
-    pub fn new(config: NetConfig, backend: Arc<dyn NetBackend>) -> io::Result<Self> {
+    /// The host has no timer for a limit; `InvalidInput` where there are no back ends, or too many.
+    pub fn new(config: NetConfig, backends: Vec<Arc<dyn NetBackend>>) -> io::Result<Self> {
+        if !(1..=usize::from(MAX_PAIRS)).contains(&backends.len()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let limiter = || match config.limit {
-            limit if limit.is_some() => RateLimiter::new(limit, Instant::now())
-                .map(Arc::new)
-                .map(Some),
+            limit if limit.is_some() => {
+                RateLimiter::new(limit, Instant::now()).map(|limiter| Some(Arc::new(limiter)))
+            }
             _ => Ok(None),
         };
         Ok(Self {
@@ -153,15 +167,19 @@ impl Net {
             rx_limiter: limiter()?,
             tx_limiter: limiter()?,
             config,
-            backend,
+            backends,
         })
+    }
+
+    fn max_pairs(&self) -> u16 {
+        self.backends.len() as u16
     }
 
     fn config_space(&self) -> [u8; CONFIG_SIZE] {
         let mut space = [0; CONFIG_SIZE];
         space[..6].copy_from_slice(&self.config.mac);
         space[6..8].copy_from_slice(&LINK_UP.to_le_bytes());
-        space[8..10].copy_from_slice(&1_u16.to_le_bytes());
+        space[8..10].copy_from_slice(&self.max_pairs().to_le_bytes());
         space[10..].copy_from_slice(&self.config.mtu.unwrap_or_default().to_le_bytes());
         space
     }
@@ -174,16 +192,19 @@ impl VirtioDevice for Net {
 
     fn device_features(&self) -> u64 {
         use features::*;
-        let mut offered = MAC | STATUS | MRG_RXBUF | CSUM | HOST_TSO4 | HOST_TSO6;
-        if self.config.mtu.is_some() {
-            offered |= MTU;
-        }
-        let backend = self.backend.offloads();
+        let mut offered = MAC | STATUS | MRG_RXBUF;
+        let (takes, gives) = (self.backends[0].takes(), self.backends[0].offloads());
         for (there, bits) in [
-            (backend.csum, GUEST_CSUM),
-            (backend.tso4, GUEST_TSO4),
-            (backend.tso6, GUEST_TSO6),
-            (backend.ufo, GUEST_UFO | HOST_UFO),
+            (self.config.mtu.is_some(), MTU),
+            (self.max_pairs() > 1, CTRL_VQ | MQ),
+            (takes.csum, CSUM),
+            (takes.csum && takes.tso4, HOST_TSO4),
+            (takes.csum && takes.tso6, HOST_TSO6),
+            (takes.csum && takes.ufo, HOST_UFO),
+            (gives.csum, GUEST_CSUM),
+            (gives.csum && gives.tso4, GUEST_TSO4),
+            (gives.csum && gives.tso6, GUEST_TSO6),
+            (gives.csum && gives.ufo, GUEST_UFO),
         ] {
             if there {
                 offered |= bits;
@@ -193,7 +214,10 @@ impl VirtioDevice for Net {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        QUEUE_SIZES
+        match self.backends.len() {
+            1 => &QUEUE_SIZES[..2],
+            pairs => &QUEUE_SIZES[..2 * pairs + 1],
+        }
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -205,24 +229,65 @@ impl VirtioDevice for Net {
         &mut self,
         context: ActivationContext,
     ) -> Result<Box<dyn VirtioWorker>, ActivateError> {
-        let mut queues = context.queues.into_iter();
-        let mut queue = |index| {
-            queues
-                .next()
-                .filter(|queue| queue.index() == index)
-                .ok_or(ActivateError::MissingQueue { index })
-        };
-        let (rx, tx) = (queue(RX)?, queue(TX)?);
-        let taken = offloads(context.features);
-        self.backend.set_offloads(taken)?;
-        let mergeable = context.features & features::MRG_RXBUF != 0;
+        let features = context.features;
+        let Queues { pairs, control } = Queues::sort(context.queues, features, self.max_pairs())?;
+        let taken = offloads(features);
+        for (index, backend) in self.backends.iter().enumerate() {
+            backend.set_enabled(index == 0)?;
+        }
+        self.backends[0].set_offloads(taken)?;
+        let pairs = pairs
+            .into_iter()
+            .zip(&self.backends)
+            .enumerate()
+            .map(|(index, ((rx, tx), backend))| Pair {
+                enabled: index == 0,
+                rx: rx::Receiver::new(rx, features, taken, self.log.clone()),
+                tx: tx::Sender::new(tx, features, self.log.clone()),
+                backend: backend.clone(),
+            })
+            .collect();
         Ok(Box::new(NetWorker {
-            rx: rx::Receiver::new(rx, mergeable, taken, self.log.clone()),
-            tx: tx::Sender::new(tx, context.features, self.log.clone()),
+            pairs,
+            control: control.map(|queue| Control::new(queue, self.log.clone())),
             rx_gate: Gate::new(self.rx_limiter.clone()),
             tx_gate: Gate::new(self.tx_limiter.clone()),
-            backend: self.backend.clone(),
+            log: self.log.clone(),
+            turn: 0,
         }))
+    }
+}
+
+/// The queues of a driver, by what they are for.
+struct Queues {
+    /// Without a gap: pairs behind one that is missing, or half there, cannot be used.
+    pairs: Vec<(ActiveQueue, ActiveQueue)>,
+    control: Option<ActiveQueue>,
+}
+
+impl Queues {
+    /// The control queue is behind all pairs where several were negotiated, else behind the first (5.1.2).
+    fn sort(queues: Vec<ActiveQueue>, features: u64, max: u16) -> Result<Self, ActivateError> {
+        let max = if features & features::MQ != 0 { max } else { 1 };
+        let mut queues = queues.into_iter().peekable();
+        let mut next = |index| {
+            while queues.next_if(|queue| queue.index() < index).is_some() {}
+            queues.next_if(|queue| queue.index() == index)
+        };
+        let mut pairs = Vec::new();
+        for pair in 0..max {
+            match (next(2 * pair), next(2 * pair + 1)) {
+                (Some(rx), Some(tx)) => pairs.push((rx, tx)),
+                (None, _) if pair == 0 => return Err(ActivateError::MissingQueue { index: 0 }),
+                (_, None) if pair == 0 => return Err(ActivateError::MissingQueue { index: 1 }),
+                _ => break,
+            }
+        }
+        let control = match features & features::CTRL_VQ {
+            0 => None,
+            _ => next(2 * max),
+        };
+        Ok(Self { pairs, control })
     }
 }
 
@@ -238,41 +303,97 @@ fn offloads(accepted: u64) -> Offloads {
     }
 }
 
-struct NetWorker {
+/// A pair of queues, and where its frames go and come from.
+struct Pair {
     rx: rx::Receiver,
     tx: tx::Sender,
+    backend: Arc<dyn NetBackend>,
+    enabled: bool,
+}
+
+struct NetWorker {
+    pairs: Vec<Pair>,
+    control: Option<Control>,
     rx_gate: Gate,
     tx_gate: Gate,
-    backend: Arc<dyn NetBackend>,
+    log: Arc<Log>,
+    /// The pair that comes first when a gate opens; each in its turn.
+    turn: usize,
 }
 
 impl NetWorker {
-    fn receive(&mut self) -> Result<(), WorkerError> {
-        self.rx.receive(&*self.backend, &mut self.rx_gate)
+    fn receive(&mut self, pair: usize) -> Result<(), WorkerError> {
+        match self.pairs.get_mut(pair) {
+            Some(pair) if pair.enabled => pair.rx.receive(&*pair.backend, &mut self.rx_gate),
+            _ => Ok(()),
+        }
     }
 
-    fn send(&mut self) -> Result<(), WorkerError> {
-        self.tx.send(&*self.backend, &mut self.tx_gate)
+    fn send(&mut self, pair: usize) -> Result<(), WorkerError> {
+        match self.pairs.get_mut(pair) {
+            Some(pair) if pair.enabled => pair.tx.send(&*pair.backend, &mut self.tx_gate),
+            _ => Ok(()),
+        }
     }
+
+    /// All pairs, each time beginning with another.
+    fn in_turn(&mut self) -> impl Iterator<Item = usize> + use<> {
+        let (count, first) = (self.pairs.len(), self.turn);
+        self.turn = (first + 1) % count;
+        (0..count).map(move |at| (first + at) % count)
+    }
+
+    fn obey(&mut self) -> Result<(), WorkerError> {
+        let Some(control) = &mut self.control else {
+            return Ok(());
+        };
+        let (pairs, log) = (&mut self.pairs, &self.log);
+        control.answer(|wanted| enable(pairs, wanted, log))?;
+        // What came before they were enabled has been notified.
+        for pair in 0..self.pairs.len() {
+            self.receive(pair)?;
+            self.send(pair)?;
+        }
+        Ok(())
+    }
+}
+
+/// Enables the first `wanted` pairs, and no other.
+fn enable(pairs: &mut [Pair], wanted: u16, log: &Log) -> Result<(), &'static str> {
+    let wanted = usize::from(wanted);
+    if !(1..=pairs.len()).contains(&wanted) {
+        return Err("the driver wants pairs of queues that there are not");
+    }
+    for (index, pair) in pairs.iter_mut().enumerate() {
+        let enabled = index < wanted;
+        if let Err(err) = pair.backend.set_enabled(enabled) {
+            log.failed("enabling a pair of queues", &err);
+            return Err("the host does not enable or disable a pair of queues");
+        }
+        pair.enabled = enabled;
+    }
+    Ok(())
 }
 
 impl VirtioWorker for NetWorker {
     fn event_sources(&self) -> Vec<EventSource> {
-        let mut sources = vec![EventSource {
-            fd: self.backend.fd(),
-            token: token::BACKEND,
-            events: EventSet::IN | EventSet::EDGE_TRIGGERED,
-        }];
-        sources.extend(self.rx_gate.event_source(token::RX_LIMIT));
-        sources.extend(self.tx_gate.event_source(token::TX_LIMIT));
-        sources
+        let backends = (0..).zip(&self.pairs).map(|(token, pair)| EventSource {
+            fd: pair.backend.fd(),
+            token,
+            events: EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED,
+        });
+        backends
+            .chain(self.rx_gate.event_source(token::RX_LIMIT))
+            .chain(self.tx_gate.event_source(token::TX_LIMIT))
+            .collect()
     }
 
     fn process_queue(&mut self, index: u16) -> Result<(), WorkerError> {
-        match index {
-            RX => self.receive(),
-            TX => self.send(),
-            _ => Ok(()),
+        let pair = usize::from(index / 2);
+        match index % 2 {
+            _ if pair >= self.pairs.len() => self.obey(),
+            0 => self.receive(pair),
+            _ => self.send(pair),
         }
     }
 
@@ -280,18 +401,31 @@ impl VirtioWorker for NetWorker {
         match token {
             token::TX_LIMIT => {
                 self.tx_gate.open();
-                self.send()
+                self.in_turn().try_for_each(|pair| self.send(pair))
             }
             token::RX_LIMIT => {
                 self.rx_gate.open();
-                self.receive()
+                self.in_turn().try_for_each(|pair| self.receive(pair))
             }
-            _ => self.receive(),
+            pair => {
+                let pair = pair as usize;
+                self.receive(pair)?;
+                // Room is told of by an edge, as frames are, and both edges may be one.
+                match self.pairs.get(pair) {
+                    Some(it) if it.tx.is_blocked() => self.send(pair),
+                    _ => Ok(()),
+                }
+            }
         }
     }
 
     fn stop(self: Box<Self>) -> Vec<ActiveQueue> {
-        vec![self.rx.stop(), self.tx.stop()]
+        let pairs = self.pairs.into_iter();
+        let mut queues: Vec<_> = pairs
+            .flat_map(|pair| [pair.rx.stop(), pair.tx.stop()])
+            .collect();
+        queues.extend(self.control.map(Control::stop));
+        queues
     }
 }
 

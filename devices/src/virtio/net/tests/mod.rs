@@ -1,28 +1,35 @@
 //! The device, driven by a hand-written ring over a back end in memory.
 
+mod limits;
+mod pairs;
+
 use std::collections::VecDeque;
-use std::num::NonZeroU64;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
-use crate::backend::tap::{HEADER_SIZE, MAX_FRAME};
-use crate::rate_limiter::Rate;
+use crate::backend::net::{HEADER_SIZE, MAX_FRAME};
 use crate::virtio::device::{GuestMemory, InterruptSource, VirtioInterrupt};
 
 /// More than a batch.
 const SIZE: u16 = 128;
-const RINGS: [u64; 2] = [0x1000, 0x5000];
-const BUFFERS: u64 = 0x1_0000;
+const RX: u16 = 0;
+const TX: u16 = 1;
+const BUFFERS: u64 = 0x10_0000;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const HEADER: usize = HEADER_SIZE;
+
+/// Where a queue's rings are.
+fn rings(queue: u16) -> u64 {
+    0x1000 + 0x4000 * u64::from(queue)
+}
 
 /// Keeps what is sent, gives what it is given.
 struct Backend {
@@ -33,7 +40,18 @@ struct Backend {
     /// The error of all calls, where there is one.
     broken: Mutex<Option<i32>>,
     set: Mutex<Option<Offloads>>,
+    enabled: AtomicBool,
+    /// Frames for which it has room; it is asked to write when there is more.
+    space: AtomicU64,
+    takes: Offloads,
 }
+
+const MOST: Offloads = Offloads {
+    csum: true,
+    tso4: true,
+    tso6: true,
+    ufo: false,
+};
 
 impl Backend {
     fn fail(&self) -> io::Result<()> {
@@ -41,6 +59,24 @@ impl Backend {
             Some(code) => Err(io::Error::from_raw_os_error(code)),
             None => Ok(()),
         }
+    }
+
+    fn new(broken: Option<i32>, takes: Offloads) -> Arc<Self> {
+        Arc::new(Self {
+            event: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            sent: Mutex::default(),
+            frames: Mutex::default(),
+            reads: AtomicU64::new(0),
+            broken: Mutex::new(broken),
+            set: Mutex::default(),
+            enabled: AtomicBool::new(false),
+            space: AtomicU64::new(u64::MAX),
+            takes,
+        })
+    }
+
+    fn enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
     }
 
     fn give(&self, header: [u8; HEADER], frame: &[u8]) {
@@ -52,6 +88,11 @@ impl Backend {
 impl NetBackend for Backend {
     fn send(&self, packet: &[VolatileSlice<'_>]) -> io::Result<()> {
         self.fail()?;
+        let space = self.space.load(Ordering::Relaxed);
+        if space == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.space.store(space - 1, Ordering::Relaxed);
         let mut bytes = Vec::new();
         for slice in packet {
             let mut piece = vec![0; slice.len()];
@@ -80,18 +121,23 @@ impl NetBackend for Backend {
         self.event.as_raw_fd()
     }
 
+    fn takes(&self) -> Offloads {
+        self.takes
+    }
+
     fn offloads(&self) -> Offloads {
-        Offloads {
-            csum: true,
-            tso4: true,
-            tso6: true,
-            ufo: false,
-        }
+        self.takes
     }
 
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.fail()?;
         *self.set.lock().unwrap() = Some(offloads);
+        Ok(())
+    }
+
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        self.fail()?;
+        self.enabled.store(enabled, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -106,16 +152,42 @@ impl VirtioInterrupt for Interrupts {
     }
 }
 
-/// A driver with both queues, and its device.
+/// What a driver and its device are to be.
+struct Setup {
+    accepted: u64,
+    broken: Option<i32>,
+    limit: RateLimit,
+    pairs: usize,
+    /// The queues that the driver sets up.
+    queues: Vec<u16>,
+    takes: Offloads,
+}
+
+impl Setup {
+    fn new(accepted: u64) -> Self {
+        Self {
+            accepted,
+            broken: None,
+            limit: RateLimit::default(),
+            pairs: 1,
+            queues: vec![RX, TX],
+            takes: MOST,
+        }
+    }
+}
+
+/// A driver with its queues, and its device.
 struct Driver {
     memory: GuestMemory,
+    /// The first pair's.
     backend: Arc<Backend>,
+    backends: Vec<Arc<Backend>>,
     interrupts: Arc<Interrupts>,
-    notifications: Vec<Arc<EventFd>>,
+    notifications: Vec<(u16, Arc<EventFd>)>,
     log: Arc<Log>,
     device: Net,
     worker: Option<Box<dyn VirtioWorker>>,
-    next: [u16; 2],
+    next: [u16; 17],
     free: u64,
 }
 
@@ -129,29 +201,25 @@ impl Driver {
         Self::try_new(accepted, None).unwrap()
     }
 
-    fn limited(ops: Option<Rate>, bytes: Option<Rate>) -> Self {
-        Self::with(ALL, None, RateLimit { ops, bytes }).unwrap()
-    }
-
     fn try_new(accepted: u64, broken: Option<i32>) -> Result<Self, ActivateError> {
-        Self::with(accepted, broken, RateLimit::default())
+        Self::with(Setup {
+            broken,
+            ..Setup::new(accepted)
+        })
     }
 
-    fn with(accepted: u64, broken: Option<i32>, limit: RateLimit) -> Result<Self, ActivateError> {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
-        let backend = Arc::new(Backend {
-            event: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
-            sent: Mutex::default(),
-            frames: Mutex::default(),
-            reads: AtomicU64::new(0),
-            broken: Mutex::new(broken),
-            set: Mutex::default(),
-        });
+    fn with(setup: Setup) -> Result<Self, ActivateError> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap();
+        let backends: Vec<_> = (0..setup.pairs)
+            .map(|_| Backend::new(setup.broken, setup.takes))
+            .collect();
         let interrupts = Arc::new(Interrupts::default());
         let mut notifications = Vec::new();
-        let queues = (0..)
-            .zip(RINGS)
-            .map(|(index, at)| {
+        let queues = setup
+            .queues
+            .into_iter()
+            .map(|index| {
+                let at = rings(index);
                 let mut queue = Queue::new(SIZE).unwrap();
                 let part = |offset| GuestAddress(at + offset);
                 queue.try_set_desc_table_address(part(0)).unwrap();
@@ -159,7 +227,7 @@ impl Driver {
                 queue.try_set_used_ring_address(part(0x2000)).unwrap();
                 queue.set_ready(true);
                 let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-                notifications.push(event.clone());
+                notifications.push((index, event.clone()));
                 ActiveQueue::new(index, queue, memory.clone(), interrupts.clone(), event).unwrap()
             })
             .collect();
@@ -167,24 +235,29 @@ impl Driver {
             name: "net0".into(),
             mac: [2, 0, 0, 0, 0, 1],
             mtu: None,
-            limit,
+            limit: setup.limit,
         };
-        let mut device = Net::new(config, backend.clone()).unwrap();
+        let of_pairs = backends
+            .iter()
+            .map(|backend| backend.clone() as _)
+            .collect();
+        let mut device = Net::new(config, of_pairs).unwrap();
         let log = device.log.clone();
         let worker = device.activate(ActivationContext {
-            features: accepted,
+            features: setup.accepted,
             queues,
             interrupt: interrupts.clone(),
         })?;
         Ok(Self {
             memory,
-            backend,
+            backend: backends[0].clone(),
+            backends,
             interrupts,
             notifications,
             log,
             device,
             worker: Some(worker),
-            next: [0; 2],
+            next: [0; 17],
             free: BUFFERS,
         })
     }
@@ -194,12 +267,12 @@ impl Driver {
     }
 
     fn avail(&self, queue: u16) -> u64 {
-        RINGS[usize::from(queue)] + 0x1000
+        rings(queue) + 0x1000
     }
 
     /// Makes a chain available; where its buffers are. Descriptors are used by turns: a head is the number of its first.
     fn add(&mut self, queue: u16, buffers: &[(u32, u16)]) -> Vec<u64> {
-        let table = RINGS[usize::from(queue)];
+        let table = rings(queue);
         let head = self.next[usize::from(queue)];
         let mut places = Vec::new();
         for (at, (len, flags)) in (0..).zip(buffers) {
@@ -236,14 +309,18 @@ impl Driver {
 
     /// Makes a packet available, in one piece.
     fn send(&mut self, header: &[u8], frame: &[u8]) {
+        self.send_on(TX, header, frame);
+    }
+
+    fn send_on(&mut self, queue: u16, header: &[u8], frame: &[u8]) {
         let packet = [header, frame].concat();
-        let at = self.add(TX, &[(packet.len() as u32, 0)])[0];
+        let at = self.add(queue, &[(packet.len() as u32, 0)])[0];
         self.memory.write_slice(&packet, GuestAddress(at)).unwrap();
     }
 
     /// All that was given back: heads and lengths.
     fn used(&self, queue: u16) -> Vec<(u32, u32)> {
-        let used = RINGS[usize::from(queue)] + 0x2000;
+        let used = rings(queue) + 0x2000;
         let count: u16 = self.memory.read_obj(GuestAddress(used + 2)).unwrap();
         (0..u64::from(count))
             .map(|at| {
@@ -281,7 +358,9 @@ impl Driver {
 
     /// Whether the device asked to be called again.
     fn comes_back(&self, queue: u16) -> bool {
-        self.notifications[usize::from(queue)].read().is_ok()
+        let mut events = self.notifications.iter();
+        let event = events.find(|(index, _)| *index == queue);
+        event.unwrap().1.read().is_ok()
     }
 }
 
@@ -318,7 +397,7 @@ fn features_are_those_of_back_end_and_configuration() {
             mtu,
             limit: RateLimit::default(),
         };
-        Net::new(config, driver.backend.clone()).unwrap()
+        Net::new(config, vec![driver.backend.clone()]).unwrap()
     };
     let offered = device(None).device_features();
     assert_eq!(offered & ALL, ALL);
@@ -639,105 +718,4 @@ fn a_stopped_device_leaves_what_it_took_ahead() {
         assert_eq!(chain.head(), head);
     }
     assert!(!queues[0].pop(&mut chain).unwrap());
-}
-
-/// So slow that a test sees no second burst.
-fn slowly(burst: u64) -> Option<Rate> {
-    let count = |number| NonZeroU64::new(number).unwrap();
-    Some(Rate::new(count(1), Some(count(burst)), NonZeroU64::MIN))
-}
-
-#[test]
-fn a_limit_holds_frames_back_where_they_are() {
-    let mut driver = Driver::limited(slowly(3), None);
-    for _ in 0..5 {
-        driver.send(&PLAIN, &frame(60));
-        driver.add(RX, &room(2000));
-        driver.backend.give(PLAIN, &frame(60));
-    }
-    driver.notify(TX);
-    assert_eq!(driver.sent().len(), 3);
-    assert_eq!(driver.used(TX), [(0, 0), (1, 0), (2, 0)]);
-    // What kept one direction lets the other go.
-    driver.edge();
-    assert_eq!(driver.used(RX), [(0, 72), (1, 72), (2, 72)]);
-    // One frame was read, and waits; the rest is the back end's. Neither direction asks to be called again.
-    assert_eq!(driver.backend.frames.lock().unwrap().len(), 1);
-    assert!(!driver.comes_back(TX) && !driver.comes_back(RX));
-    for _ in 0..10 {
-        driver.edge();
-        driver.notify(RX);
-        driver.notify(TX);
-    }
-    assert_eq!(driver.backend.reads.load(Ordering::Relaxed), 4);
-    assert_eq!((driver.sent().len(), driver.dropped()), (0, 0));
-    // Nothing of it is lost.
-    let queues = driver.worker.take().unwrap().stop();
-    let mut chain = crate::virtio::queue::Chain::new();
-    for (mut queue, heads) in queues.into_iter().zip([3..5, 3..5]) {
-        for head in heads {
-            assert!(queue.pop(&mut chain).unwrap());
-            assert_eq!(chain.head(), head);
-        }
-    }
-}
-
-#[test]
-fn a_limit_s_timer_lets_the_next_frames_go() {
-    let count = |number| NonZeroU64::new(number).unwrap();
-    // 100 bytes a millisecond.
-    let rate = Rate::new(count(100_000), Some(count(100)), NonZeroU64::MIN);
-    let mut driver = Driver::limited(None, Some(rate));
-    for _ in 0..4 {
-        driver.send(&PLAIN, &frame(80));
-        driver.add(RX, &room(2000));
-        driver.backend.give(PLAIN, &frame(80));
-    }
-    let epoll = Epoll::new().unwrap();
-    for source in driver.worker().event_sources() {
-        let event = EpollEvent::new(source.events, source.token.into());
-        epoll.ctl(ControlOperation::Add, source.fd, event).unwrap();
-    }
-    driver.notify(TX);
-    driver.edge();
-    let mut events = [EpollEvent::default(); 4];
-    while driver.used(TX).len() < 4 || driver.used(RX).len() < 4 {
-        let ready = epoll.wait(-1, &mut events).unwrap();
-        for event in &events[..ready] {
-            let token = event.data() as u32;
-            assert_ne!(token, token::BACKEND);
-            driver.worker().process_event(token, EventSet::IN).unwrap();
-        }
-    }
-    assert_eq!(driver.sent().len(), 4);
-    // Longer than the bucket, and of a nonsensical length: they pass, and are paid for by what they are.
-    driver.send(&PLAIN, &frame(3000));
-    driver.add(TX, &[(u32::MAX >> 12, 0)]);
-    driver.notify(TX);
-    while driver.used(TX).len() < 6 {
-        epoll.wait(-1, &mut events).unwrap();
-        driver
-            .worker()
-            .process_event(token::TX_LIMIT, EventSet::IN)
-            .unwrap();
-    }
-    assert_eq!((driver.sent().len(), driver.dropped()), (1, 1));
-}
-
-#[test]
-fn a_reset_fills_no_bucket() {
-    let mut driver = Driver::limited(slowly(1), None);
-    driver.send(&PLAIN, &frame(60));
-    driver.send(&PLAIN, &frame(60));
-    driver.notify(TX);
-    assert_eq!(driver.sent().len(), 1);
-    let queues = driver.worker.take().unwrap().stop();
-    let context = ActivationContext {
-        features: ALL,
-        queues,
-        interrupt: driver.interrupts.clone(),
-    };
-    driver.worker = Some(driver.device.activate(context).unwrap());
-    driver.notify(TX);
-    assert_eq!(driver.sent().len(), 0);
 }
