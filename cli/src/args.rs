@@ -156,7 +156,8 @@ pub(crate) struct RunArgs {
     ///
     /// Frames go to a TAP interface of the host, which is created where there is none (by root, or with CAP_NET_ADMIN), or to one
     /// that another program opened as descriptor N (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR). Keys: tap; fd; mac=ADDRESS, else one that
-    /// is always the same for an id or a tap; mtu=N, told to the guest; queues=N, pairs of queues; pps=N and bandwidth=SIZE, the most
+    /// is always the same for an id or a tap; mtu=N, told to the guest; queues=N, pairs of queues; vhost=on, frames are moved by
+    /// the host's kernel (/dev/vhost-net); pps=N and bandwidth=SIZE, the most
     /// frames and bytes in a second in each direction, with pps-burst=N and bandwidth-burst=SIZE at once after a rest; id=NAME,
     /// for messages.
     #[arg(long, value_name = "tap=NAME,…", help_heading = DEVICES, value_parser = net_arg::parse)]

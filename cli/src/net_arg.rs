@@ -2,14 +2,15 @@
 
 use ampoule_vmm::config::NetConfig;
 
-use crate::key_list::{each, needed, typed, unknown};
+use crate::key_list::{each, needed, switch, typed, unknown};
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "tap",
     "fd",
     "mac",
     "mtu",
     "queues",
+    "vhost",
     "pps",
     "pps-burst",
     "bandwidth",
@@ -30,6 +31,7 @@ pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
             "mac" => net.mac = Some(typed(key, value)?),
             "mtu" => net.mtu = Some(typed(key, value)?),
             "queues" => net.queues = typed(key, value)?,
+            "vhost" => net.vhost = switch(key, value)?,
             "pps" => net.pps = Some(typed(key, value)?),
             "pps-burst" => net.pps_burst = Some(typed(key, value)?),
             "bandwidth" => net.bandwidth = Some(typed(key, value)?),
@@ -62,6 +64,7 @@ mod tests {
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
             mtu: Some(9000),
             queues: 4,
+            vhost: true,
             pps: Some(1000),
             pps_burst: Some(10),
             bandwidth: Some(MemorySize::mib(10)),
@@ -69,7 +72,7 @@ mod tests {
             id: Some("lan".into()),
             ..NetConfig::tap("tap0")
         };
-        let text = "tap=tap0,mac=02:00:00:00:00:01,mtu=9000,queues=4,pps=1000,pps-burst=10,bandwidth=10M,bandwidth-burst=1M,id=lan";
+        let text = "tap=tap0,mac=02:00:00:00:00:01,mtu=9000,queues=4,vhost,pps=1000,pps-burst=10,bandwidth=10M,bandwidth-burst=1M,id=lan";
         assert_eq!(parse(text).unwrap(), expected);
         assert_eq!(parse("fd=3").unwrap(), NetConfig::fd(3));
     }
@@ -89,6 +92,7 @@ mod tests {
             ("tap=a,mtu=65536", "mtu: "),
             ("fd=-1", "fd: "),
             ("tap=a,pps=fast", "pps: "),
+            ("tap=a,vhost=maybe", "on or off"),
             ("tap=a,queues=many", "queues: "),
             ("tap=a,bandwidth=1X", "bandwidth: "),
         ] {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ampoule_devices::backend::disk::DiskError;
 use ampoule_devices::backend::tap::TapError;
 use ampoule_devices::backend::unix_socket::SocketError;
+use ampoule_devices::backend::vhost_net::VhostNetError;
 
 use crate::config::ConfigError;
 use crate::kernel::KernelError;
@@ -58,6 +59,9 @@ pub enum Error {
     /// A tap cannot be used.
     #[error("cannot use a network")]
     Tap(#[from] TapError),
+    /// The host's kernel does not move frames for a network interface.
+    #[error("cannot use vhost for a network")]
+    Vhost(#[from] VhostNetError),
     /// The socket device's Unix socket cannot be listened on.
     #[error("cannot set up the socket device")]
     Vsock(#[from] SocketError),
@@ -88,6 +92,7 @@ impl Error {
             Self::Kernel(err) => err.remedy(),
             Self::Disk(err) => err.remedy(),
             Self::Tap(err) => err.remedy(),
+            Self::Vhost(err) => err.remedy(),
             Self::Vsock(err) => err.remedy(),
             Self::Serial {
                 source,

@@ -45,7 +45,9 @@ impl Runner {
 
     /// Every descriptor that it waits on, with its token.
     fn events(&self) -> Vec<Events> {
-        let queues = self.notifications.iter().map(|(index, event)| {
+        let ours = self.notifications.iter();
+        let ours = ours.filter(|(index, _)| self.worker.takes_notifications(*index));
+        let queues = ours.map(|(index, event)| {
             Events::with_data(&**event, QUEUE | u32::from(*index), EventSet::IN)
         });
         let own = self.worker.event_sources().into_iter();
@@ -88,7 +90,7 @@ impl MutEventSubscriber for Runner {
                 broken(WorkerError::Host(io::Error::other(err)));
             }
         }
-        // What the driver made available before it was ready has been notified to nobody.
+        // What the driver made available before it was ready has been notified to nobody, whoever waits for it.
         for (_, event) in &self.notifications {
             let _ = event.write(1);
         }

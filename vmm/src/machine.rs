@@ -68,7 +68,7 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let virtio = virtio::devices(config)?;
+        let virtio = virtio::devices(config, &ram)?;
         let io = if virtio.is_empty() {
             None
         } else {

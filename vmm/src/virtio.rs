@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
 use ampoule_devices::backend::tap::Tap;
+use ampoule_devices::backend::vhost_net::VhostNet;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig};
 use ampoule_devices::virtio::net::{self, Net};
@@ -12,6 +13,7 @@ use ampoule_devices::virtio::vsock::Vsock;
 
 use crate::config::{CacheMode, DiskConfig, NetConfig, VmConfig};
 use crate::error::Error;
+use crate::memory::GuestRam;
 
 /// A device with its name in messages.
 pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
@@ -20,7 +22,7 @@ pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
 ///
 /// # Errors
 /// What a device stands on cannot be opened.
-pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
+pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Vec<NamedDevice>, Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
@@ -28,7 +30,7 @@ pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
     }
     for (index, interface) in config.net.iter().enumerate() {
         let name = interface.name(index);
-        devices.push((name.clone(), Box::new(open_net(interface, name)?)));
+        devices.push((name.clone(), Box::new(open_net(interface, name, ram)?)));
     }
     if config.rng {
         devices.push(("rng".into(), Box::new(Rng::new())));
@@ -61,7 +63,7 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
     Ok(Block::new(config, Arc::new(image)))
 }
 
-fn open_net(interface: &NetConfig, name: String) -> Result<Net, Error> {
+fn open_net(interface: &NetConfig, name: String, ram: &GuestRam) -> Result<Net, Error> {
     let taps = match interface.fd {
         Some(fd) => vec![Tap::inherit(fd)?],
         None => Tap::open(
@@ -75,6 +77,13 @@ fn open_net(interface: &NetConfig, name: String) -> Result<Net, Error> {
         mtu: interface.mtu,
         limit: interface.limit(),
     };
+    if interface.vhost {
+        let kernels = taps
+            .into_iter()
+            .map(|tap| VhostNet::open(ram.clone(), tap, Net::vhost_features()))
+            .collect::<Result<_, _>>()?;
+        return Net::with_vhost(config, kernels).map_err(Error::host("vhost device"));
+    }
     let backends = taps.into_iter().map(|tap| Arc::new(tap) as _).collect();
     Net::new(config, backends).map_err(Error::host("timer of a rate limit"))
 }

@@ -5,3 +5,4 @@ pub mod fd_sink;
 pub mod net;
 pub mod tap;
 pub mod unix_socket;
+pub mod vhost_net;

@@ -349,6 +349,21 @@ impl ActiveQueue {
         self.index
     }
 
+    /// Where its rings are, and where in them the device is.
+    pub(crate) fn ring(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Where in the available ring the next chain is, after somebody else took chains.
+    pub(crate) fn set_next_avail(&mut self, index: u16) {
+        self.queue.set_next_avail(index);
+    }
+
+    /// The event by which the driver notifies.
+    pub(crate) fn notification(&self) -> &EventFd {
+        &self.notification
+    }
+
     /// The memory that its chains point to.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory

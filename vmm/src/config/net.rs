@@ -34,6 +34,9 @@ pub struct NetConfig {
     /// Number of pairs of queues, 1 to 8; the guest uses as many as it wants to.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub queues: u16,
+    /// Whether the host's kernel moves the frames (vhost-net).
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub vhost: bool,
     /// Frames in a second, in each direction: the most that go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pps: Option<u64>,
@@ -75,6 +78,7 @@ impl NetConfig {
             mac: None,
             mtu: None,
             queues: 1,
+            vhost: false,
             pps: None,
             pps_burst: None,
             bandwidth: None,
@@ -110,6 +114,10 @@ impl NetConfig {
             MacAddress(mac_of(own.unwrap_or(name)))
         })
     }
+}
+
+fn is_off(value: &bool) -> bool {
+    !*value
 }
 
 /// An Ethernet address, written `02:00:00:00:00:01`.

@@ -148,6 +148,12 @@ pub enum ConfigError {
         /// What was asked for.
         queues: u16,
     },
+    /// A rate limit on what the kernel moves.
+    #[error("{name} has a rate limit, which vhost knows nothing of")]
+    NetVhostLimit {
+        /// The interface.
+        name: String,
+    },
     /// A rate limit that nothing could pass.
     #[error("{name} has a limit of 0 for {key}")]
     RateZero {
@@ -207,6 +213,9 @@ impl ConfigError {
             }
             Self::DiskName { .. } | Self::NetName { .. } => {
                 Some("give each its own, with id=NAME".into())
+            }
+            Self::NetVhostLimit { .. } => {
+                Some("leave out vhost=on, or limit the tap on the host: tc-tbf(8)".into())
             }
             Self::NetFdQueues { .. } => {
                 Some("name the tap instead: --net tap=NAME,queues=N".into())
@@ -348,6 +357,9 @@ impl VmConfig {
             }
             if interface.fd.is_some() && queues > 1 {
                 return Err(ConfigError::NetFdQueues { name, queues });
+            }
+            if interface.vhost && interface.limit().is_some() {
+                return Err(ConfigError::NetVhostLimit { name });
             }
             for rate in interface.rates() {
                 rate.check(&name)?;
@@ -566,6 +578,19 @@ mod tests {
             with(vec![config]),
             Err(ConfigError::NetFdQueues { .. })
         ));
+        let unlimited = NetConfig {
+            vhost: true,
+            ..named("a")
+        };
+        assert_eq!(with(vec![unlimited.clone()]), Ok(()));
+        let limited = NetConfig {
+            pps: Some(1000),
+            ..unlimited
+        };
+        assert_eq!(
+            with(vec![limited]),
+            Err(ConfigError::NetVhostLimit { name: name() })
+        );
         let still = NetConfig {
             pps: Some(0),
             ..named("a")

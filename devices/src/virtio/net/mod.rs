@@ -15,6 +15,7 @@ mod rx;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod vhost;
 
 use std::io;
 use std::sync::Arc;
@@ -29,9 +30,11 @@ use super::device::{
 };
 use super::queue::ActiveQueue;
 use crate::backend::net::{NetBackend, Offloads};
+use crate::backend::vhost_net::VhostNet;
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use control::Control;
 use gate::Gate;
+use vhost::VhostWorker;
 
 /// Feature bits (5.1.3).
 pub mod features {
@@ -141,6 +144,8 @@ pub struct Net {
     config: NetConfig,
     /// One for each pair of queues.
     backends: Vec<Arc<dyn NetBackend>>,
+    /// The host's kernel, where that moves the frames: one for each pair.
+    kernels: Vec<Arc<VhostNet>>,
     rx_limiter: Option<Arc<RateLimiter>>,
     tx_limiter: Option<Arc<RateLimiter>>,
     log: Arc<Log>,
@@ -168,7 +173,27 @@ impl Net {
             tx_limiter: limiter()?,
             config,
             backends,
+            kernels: Vec::new(),
         })
+    }
+
+    /// An interface whose frames the host's kernel moves. There is no limit for them.
+    ///
+    /// # Errors
+    /// `InvalidInput` where there are no pairs, or too many, or a limit.
+    pub fn with_vhost(config: NetConfig, kernels: Vec<VhostNet>) -> io::Result<Self> {
+        if config.limit.is_some() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let taps = kernels.iter().map(|kernel| kernel.tap().clone() as _);
+        let mut net = Self::new(config, taps.collect())?;
+        net.kernels = kernels.into_iter().map(Arc::new).collect();
+        Ok(net)
+    }
+
+    /// The features that vhost-net must have.
+    pub fn vhost_features() -> u64 {
+        vhost::OF_THE_KERNEL
     }
 
     fn max_pairs(&self) -> u16 {
@@ -232,10 +257,21 @@ impl VirtioDevice for Net {
         let features = context.features;
         let Queues { pairs, control } = Queues::sort(context.queues, features, self.max_pairs())?;
         let taken = offloads(features);
+        let control = control.map(|queue| Control::new(queue, self.log.clone()));
         for (index, backend) in self.backends.iter().enumerate() {
             backend.set_enabled(index == 0)?;
         }
         self.backends[0].set_offloads(taken)?;
+        if !self.kernels.is_empty() {
+            let worker = VhostWorker::start(
+                &self.kernels,
+                pairs,
+                control,
+                (features, &*context.interrupt),
+                self.log.clone(),
+            )?;
+            return Ok(Box::new(worker));
+        }
         let pairs = pairs
             .into_iter()
             .zip(&self.backends)
@@ -249,7 +285,7 @@ impl VirtioDevice for Net {
             .collect();
         Ok(Box::new(NetWorker {
             pairs,
-            control: control.map(|queue| Control::new(queue, self.log.clone())),
+            control,
             rx_gate: Gate::new(self.rx_limiter.clone()),
             tx_gate: Gate::new(self.tx_limiter.clone()),
             log: self.log.clone(),
@@ -348,7 +384,14 @@ impl NetWorker {
             return Ok(());
         };
         let (pairs, log) = (&mut self.pairs, &self.log);
-        control.answer(|wanted| enable(pairs, wanted, log))?;
+        control.answer(|wanted| {
+            enable(pairs.len(), wanted, log, |index, enabled| {
+                let pair = &mut pairs[index];
+                pair.backend.set_enabled(enabled)?;
+                pair.enabled = enabled;
+                Ok(())
+            })
+        })?;
         // What came before they were enabled has been notified.
         for pair in 0..self.pairs.len() {
             self.receive(pair)?;
@@ -358,19 +401,22 @@ impl NetWorker {
     }
 }
 
-/// Enables the first `wanted` pairs, and no other.
-fn enable(pairs: &mut [Pair], wanted: u16, log: &Log) -> Result<(), &'static str> {
+/// Enables the first `wanted` of `count` pairs, and no other, by `set`.
+fn enable(
+    count: usize,
+    wanted: u16,
+    log: &Log,
+    mut set: impl FnMut(usize, bool) -> io::Result<()>,
+) -> Result<(), &'static str> {
     let wanted = usize::from(wanted);
-    if !(1..=pairs.len()).contains(&wanted) {
+    if !(1..=count).contains(&wanted) {
         return Err("the driver wants pairs of queues that there are not");
     }
-    for (index, pair) in pairs.iter_mut().enumerate() {
-        let enabled = index < wanted;
-        if let Err(err) = pair.backend.set_enabled(enabled) {
+    for pair in 0..count {
+        if let Err(err) = set(pair, pair < wanted) {
             log.failed("enabling a pair of queues", &err);
             return Err("the host does not enable or disable a pair of queues");
         }
-        pair.enabled = enabled;
     }
     Ok(())
 }

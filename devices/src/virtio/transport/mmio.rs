@@ -87,8 +87,22 @@ const INTERRUPT_CONFIG: u32 = 2;
 struct MmioState {
     line: Arc<dyn InterruptLine>,
     interrupt_status: AtomicU32,
+    /// Whether the host's kernel raises the interrupt, too. It sets no bit here: "used buffers" is then always said, and the
+    /// driver's look at its queues is all that it costs where it is not so.
+    by_kernel: AtomicBool,
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
+}
+
+impl MmioState {
+    fn interrupt_status(&self) -> u32 {
+        let used = if self.by_kernel.load(Ordering::SeqCst) {
+            INTERRUPT_USED
+        } else {
+            0
+        };
+        self.interrupt_status.load(Ordering::SeqCst) | used
+    }
 }
 
 impl VirtioInterrupt for MmioState {
@@ -102,6 +116,15 @@ impl VirtioInterrupt for MmioState {
         };
         self.interrupt_status.fetch_or(bit, Ordering::SeqCst);
         self.line.trigger()
+    }
+
+    fn irqfd(&self, source: InterruptSource) -> Option<&EventFd> {
+        let event = self.line.irqfd()?;
+        if source == InterruptSource::Config {
+            return None;
+        }
+        self.by_kernel.store(true, Ordering::SeqCst);
+        Some(event)
     }
 }
 
@@ -119,6 +142,7 @@ impl TransportState for MmioState {
 
     fn clear(&self) {
         self.needs_reset.store(false, Ordering::SeqCst);
+        self.by_kernel.store(false, Ordering::SeqCst);
         self.interrupt_status.store(0, Ordering::SeqCst);
     }
 }
@@ -158,6 +182,7 @@ impl MmioTransport {
         let state = Arc::new(MmioState {
             line,
             interrupt_status: AtomicU32::new(0),
+            by_kernel: AtomicBool::new(false),
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU32::new(0),
         });
@@ -196,7 +221,7 @@ impl MmioTransport {
             MAGIC_VALUE => MAGIC,
             VERSION => self::VERSION,
             VENDOR_ID => VENDOR,
-            INTERRUPT_STATUS => self.state.interrupt_status.load(Ordering::SeqCst),
+            INTERRUPT_STATUS => self.state.interrupt_status(),
             CONFIG_GENERATION => self.state.config_generation.load(Ordering::SeqCst),
             SHM_LEN_LOW..=SHM_BASE_HIGH => u32::MAX,
             _ => {
