@@ -11,8 +11,10 @@ mod disk_arg;
 mod doctor;
 #[cfg(not(test))]
 mod entry;
+mod footprint;
 mod key_list;
 mod logger;
+mod metrics;
 mod net_arg;
 mod paint;
 mod report;

@@ -145,7 +145,7 @@ impl VhostNet {
             .and_then(|()| kernel.set_vring_base(index, ring.next_avail()))
             .and_then(|()| kernel.set_vring_err(index, &self.broken))
             .and_then(|()| kernel.set_vring_call(index, call))
-            .and_then(|()| kernel.set_vring_kick(index, queue.notification()))
+            .and_then(|()| kernel.set_vring_kick(index, queue.notification().event()))
             .map_err(to_io)
     }
 

@@ -3,8 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use super::ErrorLog;
 use crate::backend::disk::{BlockBackend, SECTOR};
+use crate::metrics::{Counter, Tally};
+use crate::virtio::DeviceMetrics;
 use crate::virtio::device::GuestMemory;
 use crate::virtio::queue::{Chain, with_slices};
 
@@ -27,13 +28,26 @@ pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 23;
 /// Sectors in a segment of WRITE_ZEROES: 16 MiB, which a host without holes has to write.
 pub(super) const MAX_ZERO_SECTORS: u32 = 1 << 15;
 
-/// How a request ended, as the driver is told.
+/// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 enum Status {
-    Ok = 0,
-    IoErr = 1,
-    Unsupported = 2,
+    Ok,
+    /// The host could not do it.
+    HostFailed,
+    /// It is no request that the disk could serve.
+    Refused,
+    /// It is of an unknown type.
+    Unsupported,
+}
+
+impl Status {
+    fn byte(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::HostFailed | Self::Refused => 1,
+            Self::Unsupported => 2,
+        }
+    }
 }
 
 /// A disk at work.
@@ -43,7 +57,10 @@ pub(super) struct Disk {
     /// Every write is flushed before it is answered.
     pub(super) write_through: bool,
     pub(super) ignore_flush: bool,
-    pub(super) errors: Arc<ErrorLog>,
+    pub(super) errors: Tally,
+    pub(super) bad_requests: Tally,
+    pub(super) flushes: Arc<Counter>,
+    pub(super) metrics: Arc<DeviceMetrics>,
 }
 
 impl Disk {
@@ -52,15 +69,22 @@ impl Disk {
         // The status is the last byte of all; without it, there is no way to answer.
         let writable = chain.writable_len();
         let Some(data_len) = writable.checked_sub(1) else {
+            self.bad_requests
+                .add("a request has no room for its status");
             return 0;
         };
         let (status, written) = match self.execute(chain, memory, data_len) {
             Ok(written) => (Status::Ok, written),
             Err(status) => (status, 0),
         };
+        match status {
+            Status::Ok | Status::HostFailed => {}
+            Status::Refused => self.bad_requests.add("a request cannot be served"),
+            Status::Unsupported => self.bad_requests.add("a request is of an unknown type"),
+        }
         with_slices(memory, chain.writable(), data_len, 1, |slices| {
             for byte in slices {
-                byte.copy_from(&[status as u8]);
+                byte.copy_from(&[status.byte()]);
             }
         });
         match status {
@@ -74,7 +98,7 @@ impl Disk {
     fn execute(&self, chain: &Chain, memory: &GuestMemory, data_len: u32) -> Result<u32, Status> {
         let mut header = [0; HEADER_SIZE as usize];
         if chain.read_start(memory, &mut header) < header.len() {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = u64::from_le_bytes(sector);
@@ -91,24 +115,24 @@ impl Disk {
 
     /// Where a range of the disk begins, in bytes, if it is one.
     fn range(&self, sector: u64, len: u64) -> Result<u64, Status> {
-        let start = sector.checked_mul(SECTOR).ok_or(Status::IoErr)?;
-        let end = start.checked_add(len).ok_or(Status::IoErr)?;
+        let start = sector.checked_mul(SECTOR).ok_or(Status::Refused)?;
+        let end = start.checked_add(len).ok_or(Status::Refused)?;
         if !len.is_multiple_of(SECTOR) || end > self.backend.size() {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         Ok(start)
     }
 
     fn host<T>(&self, what: &str, result: io::Result<T>) -> Result<T, Status> {
         result.map_err(|err| {
-            self.errors.add(what, &err);
-            Status::IoErr
+            self.errors.add(format_args!("{what} failed: {err}"));
+            Status::HostFailed
         })
     }
 
     fn writable(&self) -> Result<(), Status> {
         if self.backend.is_read_only() {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         Ok(())
     }
@@ -125,6 +149,7 @@ impl Disk {
             self.backend.read_at(data, offset)
         });
         self.host("read", result)?;
+        self.metrics.bytes_read.add_owned(len.into());
         Ok(len)
     }
 
@@ -136,6 +161,7 @@ impl Disk {
             self.backend.write_at(data, offset)
         });
         self.host("write", result)?;
+        self.metrics.bytes_written.add_owned(len.into());
         self.after_write()
     }
 
@@ -147,6 +173,7 @@ impl Disk {
     }
 
     fn flush(&self) -> Result<u32, Status> {
+        self.flushes.add_owned(1);
         if !self.ignore_flush && !self.backend.is_read_only() {
             self.host("flush", self.backend.flush())?;
         }
@@ -180,7 +207,7 @@ impl Disk {
         let len = chain.readable_len() - HEADER_SIZE;
         let max = MAX_SEGMENTS * SEGMENT_SIZE as u32;
         if len == 0 || !len.is_multiple_of(SEGMENT_SIZE as u32) || len > max {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         let mut bytes = [0; MAX_SEGMENTS as usize * SEGMENT_SIZE];
         let mut at = 0;
@@ -207,7 +234,7 @@ impl Disk {
             return Err(Status::Unsupported);
         }
         if segment.sectors > MAX_DISCARD_SECTORS {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         if segment.sectors == 0 {
             return Ok(());
@@ -222,7 +249,7 @@ impl Disk {
             return Err(Status::Unsupported);
         }
         if segment.sectors > MAX_ZERO_SECTORS {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         if segment.sectors == 0 {
             return Ok(());

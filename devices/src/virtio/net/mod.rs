@@ -19,11 +19,11 @@ mod vhost;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 
+use super::DeviceMetrics;
 use super::device::{
     ActivateError, ActivationContext, EventSource, VirtioDevice, VirtioDeviceType, VirtioWorker,
     WorkerError, read_space,
@@ -31,6 +31,7 @@ use super::device::{
 use super::queue::ActiveQueue;
 use crate::backend::net::{NetBackend, Offloads};
 use crate::backend::vhost_net::VhostNet;
+use crate::metrics::Tally;
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use control::Control;
 use gate::Gate;
@@ -148,7 +149,6 @@ pub struct Net {
     kernels: Vec<Arc<VhostNet>>,
     rx_limiter: Option<Arc<RateLimiter>>,
     tx_limiter: Option<Arc<RateLimiter>>,
-    log: Arc<Log>,
 }
 
 impl Net {
@@ -168,7 +168,6 @@ impl Net {
             _ => Ok(None),
         };
         Ok(Self {
-            log: Arc::new(Log::new(config.name.clone())),
             rx_limiter: limiter()?,
             tx_limiter: limiter()?,
             config,
@@ -257,7 +256,8 @@ impl VirtioDevice for Net {
         let features = context.features;
         let Queues { pairs, control } = Queues::sort(context.queues, features, self.max_pairs())?;
         let taken = offloads(features);
-        let control = control.map(|queue| Control::new(queue, self.log.clone()));
+        let log = Arc::new(Log::new(context.metrics));
+        let control = control.map(|queue| Control::new(queue, log.clone()));
         for (index, backend) in self.backends.iter().enumerate() {
             backend.set_enabled(index == 0)?;
         }
@@ -268,7 +268,7 @@ impl VirtioDevice for Net {
                 pairs,
                 control,
                 (features, &*context.interrupt),
-                self.log.clone(),
+                log.clone(),
             )?;
             return Ok(Box::new(worker));
         }
@@ -278,8 +278,8 @@ impl VirtioDevice for Net {
             .enumerate()
             .map(|(index, ((rx, tx), backend))| Pair {
                 enabled: index == 0,
-                rx: rx::Receiver::new(rx, features, taken, self.log.clone()),
-                tx: tx::Sender::new(tx, features, self.log.clone()),
+                rx: rx::Receiver::new(rx, features, taken, log.clone()),
+                tx: tx::Sender::new(tx, features, log.clone()),
                 backend: backend.clone(),
             })
             .collect();
@@ -288,7 +288,7 @@ impl VirtioDevice for Net {
             control,
             rx_gate: Gate::new(self.rx_limiter.clone()),
             tx_gate: Gate::new(self.tx_limiter.clone()),
-            log: self.log.clone(),
+            log,
             turn: 0,
         }))
     }
@@ -475,39 +475,40 @@ impl VirtioWorker for NetWorker {
     }
 }
 
-/// What was lost: all is counted, less and less of it is logged.
+/// What was moved and what was lost: all is counted, less and less of the losses is logged.
 #[derive(Debug)]
 struct Log {
-    name: String,
+    metrics: Arc<DeviceMetrics>,
     /// Frames dropped for what they or their buffers are.
-    dropped: AtomicU64,
+    dropped: Tally,
     /// Frames that the host refused or could not give.
-    errors: AtomicU64,
+    errors: Tally,
 }
 
 impl Log {
-    fn new(name: String) -> Self {
+    fn new(metrics: Arc<DeviceMetrics>) -> Self {
         Self {
-            name,
-            dropped: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            dropped: metrics.guest_fault("dropped-frame"),
+            errors: metrics.host_error(),
+            metrics,
         }
+    }
+
+    /// A frame of so many bytes went to the driver.
+    fn received(&self, len: u32) {
+        self.metrics.bytes_read.add_owned(len.into());
+    }
+
+    /// A frame of so many bytes went to the host.
+    fn sent(&self, len: u32) {
+        self.metrics.bytes_written.add_owned(len.into());
     }
 
     fn dropped(&self, why: &str) {
-        let count = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-        if count.is_power_of_two() {
-            log::warn!("network {}: {why} (frame {count} dropped)", self.name);
-        }
+        self.dropped.add(format_args!("a frame is dropped: {why}"));
     }
 
     fn failed(&self, what: &str, err: &std::io::Error) {
-        let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
-        if count.is_power_of_two() {
-            log::error!(
-                "network {}: {what} failed: {err} (error {count})",
-                self.name
-            );
-        }
+        self.errors.add(format_args!("{what} failed: {err}"));
     }
 }

@@ -134,7 +134,10 @@ impl Sender {
                 self.log.failed("sending", &err);
                 Ok(())
             }
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.log.sent(len);
+                Ok(())
+            }
         }
     }
 

@@ -114,6 +114,7 @@ fn a_reset_fills_no_bucket() {
         features: ALL,
         queues,
         interrupt: driver.interrupts.clone(),
+        metrics: driver.metrics.clone(),
     };
     driver.worker = Some(driver.device.activate(context).unwrap());
     driver.notify(TX);

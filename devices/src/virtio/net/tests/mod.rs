@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::backend::net::{HEADER_SIZE, MAX_FRAME};
+use crate::virtio::Notification;
 use crate::virtio::device::{GuestMemory, InterruptSource, VirtioInterrupt};
 
 /// More than a batch.
@@ -183,8 +184,8 @@ struct Driver {
     backend: Arc<Backend>,
     backends: Vec<Arc<Backend>>,
     interrupts: Arc<Interrupts>,
-    notifications: Vec<(u16, Arc<EventFd>)>,
-    log: Arc<Log>,
+    notifications: Vec<(u16, Arc<Notification>)>,
+    metrics: Arc<DeviceMetrics>,
     device: Net,
     worker: Option<Box<dyn VirtioWorker>>,
     next: [u16; 17],
@@ -226,7 +227,7 @@ impl Driver {
                 queue.try_set_avail_ring_address(part(0x1000)).unwrap();
                 queue.try_set_used_ring_address(part(0x2000)).unwrap();
                 queue.set_ready(true);
-                let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+                let event = Arc::new(Notification::new().unwrap());
                 notifications.push((index, event.clone()));
                 ActiveQueue::new(index, queue, memory.clone(), interrupts.clone(), event).unwrap()
             })
@@ -242,11 +243,12 @@ impl Driver {
             .map(|backend| backend.clone() as _)
             .collect();
         let mut device = Net::new(config, of_pairs).unwrap();
-        let log = device.log.clone();
+        let metrics = Arc::new(DeviceMetrics::new("net0", device.device_type(), Vec::new()));
         let worker = device.activate(ActivationContext {
             features: setup.accepted,
             queues,
             interrupt: interrupts.clone(),
+            metrics: metrics.clone(),
         })?;
         Ok(Self {
             memory,
@@ -254,7 +256,7 @@ impl Driver {
             backends,
             interrupts,
             notifications,
-            log,
+            metrics,
             device,
             worker: Some(worker),
             next: [0; 17],
@@ -349,7 +351,7 @@ impl Driver {
     }
 
     fn dropped(&self) -> u64 {
-        self.log.dropped.load(Ordering::Relaxed)
+        self.metrics.counts().guest_faults["dropped-frame"]
     }
 
     fn sent(&self) -> Vec<Vec<u8>> {
@@ -360,7 +362,7 @@ impl Driver {
     fn comes_back(&self, queue: u16) -> bool {
         let mut events = self.notifications.iter();
         let event = events.find(|(index, _)| *index == queue);
-        event.unwrap().1.read().is_ok()
+        event.unwrap().1.take()
     }
 }
 
@@ -692,7 +694,7 @@ fn a_back_end_that_fails_leaves_the_device_alone() {
     driver.notify(RX);
     driver.notify(TX);
     assert_eq!(driver.used(TX), [(0, 0)]);
-    assert_eq!(driver.log.errors.load(Ordering::Relaxed), 3);
+    assert_eq!(driver.metrics.counts().host_errors, 3);
     // Each call tried once, and none asks for another.
     assert_eq!(driver.backend.reads.load(Ordering::Relaxed), 2);
     assert!(!driver.comes_back(RX) && !driver.comes_back(TX));

@@ -203,7 +203,7 @@ fn a_host_that_enables_no_pair_is_told_of() {
     let mut driver = several(SEVERAL, 2, 0..5);
     *driver.backends[1].broken.lock().unwrap() = Some(libc::EBADFD);
     assert_eq!(driver.set_pairs(4, 2), 1);
-    assert_eq!(driver.log.errors.load(Ordering::Relaxed), 1);
+    assert_eq!(driver.metrics.counts().host_errors, 1);
     *driver.backends[1].broken.lock().unwrap() = None;
     assert_eq!(driver.set_pairs(4, 2), 0);
 }
@@ -238,7 +238,7 @@ fn a_back_end_without_room_is_waited_for() {
     driver.worker().process_event(0, EventSet::OUT).unwrap();
     assert_eq!((driver.used(TX).len(), driver.sent().len()), (3, 2));
     assert_eq!(
-        (driver.dropped(), driver.log.errors.load(Ordering::Relaxed)),
+        (driver.dropped(), driver.metrics.counts().host_errors),
         (0, 0)
     );
 }
