@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod fd_sink;
+pub mod frame_stream;
 pub mod net;
 pub mod tap;
 pub mod unix_socket;

@@ -40,6 +40,14 @@ pub trait NetBackend: Send + Sync {
     /// The host's; the frame is lost. `WouldBlock` where there is no room: it is not, and [`Self::fd`] becomes writable.
     fn send(&self, packet: &[VolatileSlice<'_>]) -> io::Result<()>;
 
+    /// Goes on with what it took and could not pass on at once. Called when [`Self::fd`] may have become writable.
+    ///
+    /// # Errors
+    /// The host's.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Receives a header and its frame; how many bytes were written. The rest of one that is longer than the room is lost.
     ///
     /// # Errors

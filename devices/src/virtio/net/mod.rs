@@ -31,7 +31,7 @@ use super::device::{
 use super::queue::ActiveQueue;
 use crate::backend::net::{NetBackend, Offloads};
 use crate::backend::vhost_net::VhostNet;
-use crate::metrics::Tally;
+use crate::metrics::{Counter, Tally};
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use control::Control;
 use gate::Gate;
@@ -455,6 +455,11 @@ impl VirtioWorker for NetWorker {
             }
             pair => {
                 let pair = pair as usize;
+                if let Some(it) = self.pairs.get(pair)
+                    && let Err(err) = it.backend.flush()
+                {
+                    self.log.failed("sending", &err);
+                }
                 self.receive(pair)?;
                 // Room is told of by an edge, as frames are, and both edges may be one.
                 match self.pairs.get(pair) {
@@ -483,6 +488,8 @@ struct Log {
     dropped: Tally,
     /// Frames that the host refused or could not give.
     errors: Tally,
+    /// Frames for a peer that has gone.
+    unconnected: Arc<Counter>,
 }
 
 impl Log {
@@ -490,6 +497,7 @@ impl Log {
         Self {
             dropped: metrics.guest_fault("dropped-frame"),
             errors: metrics.host_error(),
+            unconnected: metrics.event("unconnected-frame"),
             metrics,
         }
     }
@@ -509,6 +517,11 @@ impl Log {
     }
 
     fn failed(&self, what: &str, err: &std::io::Error) {
+        // What the end of a connection makes fail is not worth a word more than that end.
+        if err.kind() == io::ErrorKind::NotConnected {
+            self.unconnected.add(1);
+            return;
+        }
         self.errors.add(format_args!("{what} failed: {err}"));
     }
 }
