@@ -12,6 +12,7 @@ use crate::config::ConfigError;
 use crate::kernel::KernelError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
+use crate::passt::PasstError;
 use crate::vcpu::VcpuError;
 
 /// Why a VM could not be built or started. Nothing of it is left when this is returned.
@@ -62,6 +63,9 @@ pub enum Error {
     /// The host's kernel does not move frames for a network interface.
     #[error("cannot use vhost for a network")]
     Vhost(#[from] VhostNetError),
+    /// There is no user networking.
+    #[error("cannot set up user networking")]
+    Passt(#[from] PasstError),
     /// The socket device's Unix socket cannot be listened on.
     #[error("cannot set up the socket device")]
     Vsock(#[from] SocketError),
@@ -93,6 +97,7 @@ impl Error {
             Self::Disk(err) => err.remedy(),
             Self::Tap(err) => err.remedy(),
             Self::Vhost(err) => err.remedy(),
+            Self::Passt(err) => err.remedy(),
             Self::Vsock(err) => err.remedy(),
             Self::Serial {
                 source,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
+use ampoule_devices::backend::frame_stream::FrameStream;
 use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::backend::vhost_net::VhostNet;
 use ampoule_devices::virtio::VirtioDevice;
@@ -14,23 +15,37 @@ use ampoule_devices::virtio::vsock::Vsock;
 use crate::config::{CacheMode, DiskConfig, NetConfig, VmConfig};
 use crate::error::Error;
 use crate::memory::GuestRam;
+use crate::passt::{Passt, PasstConfig};
 
 /// A device with its name in messages.
 pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The virtio devices that a configuration asks for, in the order in which the guest sees them.
+/// The virtio devices that a configuration asks for, in the order in which the guest sees them, and the helper processes that
+/// some of them need.
 ///
 /// # Errors
-/// What a device stands on cannot be opened.
-pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Vec<NamedDevice>, Error> {
+/// What a device stands on cannot be opened or started.
+pub(crate) fn devices(
+    config: &VmConfig,
+    ram: &GuestRam,
+) -> Result<(Vec<NamedDevice>, Vec<Passt>), Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
+    let mut helpers = Vec::new();
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
         devices.push((name.clone(), Box::new(open_disk(disk, name)?)));
     }
     for (index, interface) in config.net.iter().enumerate() {
         let name = interface.name(index);
-        devices.push((name.clone(), Box::new(open_net(interface, name, ram)?)));
+        let device = match interface.user {
+            true => {
+                let (device, helper) = open_user_net(interface, name.clone())?;
+                helpers.push(helper);
+                device
+            }
+            false => open_net(interface, name.clone(), ram)?,
+        };
+        devices.push((name, Box::new(device)));
     }
     if config.rng {
         devices.push(("rng".into(), Box::new(Rng::new())));
@@ -39,7 +54,7 @@ pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Vec<NamedDevi
         let device = Vsock::open(vsock.cid, &vsock.socket)?;
         devices.push(("vsock".into(), Box::new(device)));
     }
-    Ok(devices)
+    Ok((devices, helpers))
 }
 
 /// Which thread does a machine's virtio devices' work.
@@ -94,12 +109,7 @@ fn open_net(interface: &NetConfig, name: String, ram: &GuestRam) -> Result<Net, 
             interface.queues,
         )?,
     };
-    let config = net::NetConfig {
-        mac: interface.effective_mac(&name).octets(),
-        name,
-        mtu: interface.mtu,
-        limit: interface.limit(),
-    };
+    let config = net_config(interface, name);
     if interface.vhost {
         let kernels = taps
             .into_iter()
@@ -109,4 +119,27 @@ fn open_net(interface: &NetConfig, name: String, ram: &GuestRam) -> Result<Net, 
     }
     let backends = taps.into_iter().map(|tap| Arc::new(tap) as _).collect();
     Net::new(config, backends).map_err(Error::host("timer of a rate limit"))
+}
+
+fn open_user_net(interface: &NetConfig, name: String) -> Result<(Net, Passt), Error> {
+    let config = net_config(interface, name);
+    let (passt, socket) = Passt::start(&PasstConfig {
+        name: &config.name,
+        mac: config.mac,
+        mtu: config.mtu,
+        forward: &interface.forward,
+    })?;
+    let stream = FrameStream::new(socket).map_err(Error::host("connection with passt"))?;
+    let net =
+        Net::new(config, vec![Arc::new(stream)]).map_err(Error::host("timer of a rate limit"))?;
+    Ok((net, passt))
+}
+
+fn net_config(interface: &NetConfig, name: String) -> net::NetConfig {
+    net::NetConfig {
+        mac: interface.effective_mac(&name).octets(),
+        name,
+        mtu: interface.mtu,
+        limit: interface.limit(),
+    }
 }

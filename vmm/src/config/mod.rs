@@ -4,6 +4,7 @@
 //! all three (kebab-case outside Rust). [`VmConfig::validate`] is the only judge of it.
 
 mod disk;
+mod forward;
 mod net;
 mod rate;
 mod units;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::kernel::KernelEntry;
 pub use disk::{CacheMode, DiskConfig};
+pub use forward::{Forward, ForwardError, Protocol};
 pub use net::{MacAddress, MacError, NetConfig};
 pub use units::{MemorySize, Span, UnitError};
 pub use validate::ConfigError;

@@ -10,12 +10,13 @@ use ampoule_devices::virtio::net::mac_of;
 use serde::{Deserialize, Serialize};
 
 use super::rate::{self, RateKeys};
-use super::{MemorySize, is_one, one};
+use super::{Forward, MemorySize, is_one, one};
 
 /// The longest frame.
 const LARGEST: NonZeroU64 = NonZeroU64::new(MAX_FRAME as u64).unwrap();
 
-/// A network interface of the guest: a TAP interface of the host, by its name or as a descriptor. One of the two is given.
+/// A network interface of the guest: a TAP interface of the host, by its name or as a descriptor, or user networking. One of the
+/// three is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct NetConfig {
@@ -25,6 +26,12 @@ pub struct NetConfig {
     /// A descriptor of one that was opened before, which this process has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fd: Option<i32>,
+    /// User networking: the program passt does in sockets of its own what the guest wants of the network.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub user: bool,
+    /// Ports of the host that lead into the guest, with user networking.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<Forward>,
     /// The guest's Ethernet address. Made of its name where none is given, or else of the tap's: the same for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
@@ -71,10 +78,20 @@ impl NetConfig {
         }
     }
 
+    /// User networking.
+    pub fn user() -> Self {
+        Self {
+            user: true,
+            ..Self::nothing()
+        }
+    }
+
     fn nothing() -> Self {
         Self {
             tap: None,
             fd: None,
+            user: false,
+            forward: Vec::new(),
             mac: None,
             mtu: None,
             queues: 1,

@@ -12,9 +12,7 @@ use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 
 use crate::resource_allocator::MAX_DEVICES;
 
-use super::{
-    HugePages, MAX_CPUS, MacAddress, MemoryBacking, MemorySize, NetConfig, Span, VmConfig,
-};
+use super::{Forward, HugePages, MAX_CPUS, MacAddress, MemoryBacking, MemorySize, Span, VmConfig};
 
 /// Why a configuration cannot be a VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -93,10 +91,32 @@ pub enum ConfigError {
         name: String,
     },
     /// A network interface that leads nowhere, or to two places.
-    #[error("{name} needs a tap or a descriptor, and not both")]
+    #[error("{name} needs a tap, a descriptor or user networking, and one of them")]
     NetBackend {
         /// The interface.
         name: String,
+    },
+    /// A key that user networking knows nothing of.
+    #[error("{name} has user networking, which has no {key}")]
+    NetUser {
+        /// The interface.
+        name: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// Forwarded ports without user networking.
+    #[error("{name} forwards ports, which only user networking does")]
+    NetForward {
+        /// The interface.
+        name: String,
+    },
+    /// A port of the host that leads to two places.
+    #[error("{name} forwards {forward}, and that port of the host is forwarded already")]
+    NetForwardTwice {
+        /// The interface.
+        name: String,
+        /// The second one.
+        forward: Forward,
     },
     /// A tap that two interfaces use.
     #[error("{tap} is the tap of two network interfaces")]
@@ -223,7 +243,11 @@ impl ConfigError {
             Self::DiskQueues { .. } | Self::NetQueues { .. } => {
                 Some("more queues than vCPUs are of no use".into())
             }
-            Self::NetBackend { .. } => Some("--net tap=NAME or --net fd=N".into()),
+            Self::NetBackend { .. } => Some("--net user, --net tap=NAME or --net fd=N".into()),
+            Self::NetForward { .. } => Some("use --net user,forward=8080:80".into()),
+            Self::NetUser { key, .. } => {
+                Some(format!("leave out {key}, or use a tap: --net tap=NAME"))
+            }
             Self::NetMac { .. } => {
                 Some("the first byte of an address is even, 02 for instance".into())
             }
@@ -238,6 +262,7 @@ impl ConfigError {
             Self::RateZero { key, .. } => Some(format!("without {key}, there is no limit")),
             Self::BurstAlone { key, .. } => Some(format!("give {key}, the rate in a second, too")),
             Self::NetTapTwice { .. }
+            | Self::NetForwardTwice { .. }
             | Self::NetMtu { .. }
             | Self::CmdlineTooLong { .. }
             | Self::CmdlineNul { .. }
@@ -321,29 +346,40 @@ impl VmConfig {
     fn validate_net(&self) -> Result<(), ConfigError> {
         const MIN_MTU: u16 = 68;
         let (mut names, mut taps) = (BTreeSet::new(), BTreeSet::new());
+        let mut ports: Vec<Forward> = Vec::new();
         for (index, interface) in self.net.iter().enumerate() {
             let name = interface.name(index);
-            let tap = match interface {
-                NetConfig {
-                    tap: Some(tap),
-                    fd: None,
-                    ..
-                } if is_interface_name(tap) => tap.clone(),
-                NetConfig {
-                    tap: Some(tap),
-                    fd: None,
-                    ..
-                } => {
+            let tap = match (&interface.tap, interface.fd, interface.user) {
+                (Some(tap), None, false) if is_interface_name(tap) => Some(tap.clone()),
+                (Some(tap), None, false) => {
                     let tap = tap.clone();
                     return Err(ConfigError::NetTapName { name, tap });
                 }
-                NetConfig {
-                    tap: None,
-                    fd: Some(fd),
-                    ..
-                } => format!("fd {fd}"),
+                (None, Some(fd), false) => Some(format!("fd {fd}")),
+                (None, None, true) => None,
                 _ => return Err(ConfigError::NetBackend { name }),
             };
+            if interface.user {
+                for (there, key) in [(interface.vhost, "vhost"), (interface.queues > 1, "queues")] {
+                    if there {
+                        return Err(ConfigError::NetUser { name, key });
+                    }
+                }
+            } else if !interface.forward.is_empty() {
+                return Err(ConfigError::NetForward { name });
+            }
+            for forward in &interface.forward {
+                let clashes = |other: &Forward| {
+                    let everywhere = other.address.is_none() || forward.address.is_none();
+                    (other.protocol, other.host) == (forward.protocol, forward.host)
+                        && (everywhere || other.address == forward.address)
+                };
+                if ports.iter().any(clashes) {
+                    let forward = *forward;
+                    return Err(ConfigError::NetForwardTwice { name, forward });
+                }
+                ports.push(*forward);
+            }
             if let Some(mac) = interface.mac.filter(|mac| !mac.is_station()) {
                 return Err(ConfigError::NetMac { name, mac });
             }
@@ -364,7 +400,9 @@ impl VmConfig {
             for rate in interface.rates() {
                 rate.check(&name)?;
             }
-            if !taps.insert(tap.clone()) {
+            if let Some(tap) = tap
+                && !taps.insert(tap.clone())
+            {
                 return Err(ConfigError::NetTapTwice { tap });
             }
             if !names.insert(name.clone()) {
@@ -406,6 +444,7 @@ fn is_interface_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::NetConfig;
 
     fn good() -> VmConfig {
         VmConfig {
@@ -537,12 +576,56 @@ mod tests {
             fd: Some(3),
             ..tap("a")
         };
-        for config in [neither, both] {
+        let all = NetConfig {
+            user: true,
+            ..tap("a")
+        };
+        for config in [neither, both, all] {
             let result = with(vec![config]);
             assert!(
                 matches!(result, Err(ConfigError::NetBackend { .. })),
                 "{result:?}"
             );
+        }
+        let user = |forwards: &[&str]| NetConfig {
+            forward: forwards.iter().map(|it| it.parse().unwrap()).collect(),
+            ..NetConfig::user()
+        };
+        let good = [
+            "80:80",
+            "udp:80:80",
+            "81:80",
+            "127.0.0.1:82:80",
+            "127.0.0.2:82:80",
+        ];
+        assert_eq!(with(vec![user(&good), user(&[]), user(&["83:80"])]), Ok(()));
+        for (one, other) in [("80:80", "80:81"), ("80:80", "127.0.0.1:80:80")] {
+            let result = with(vec![user(&[one]), user(&[other])]);
+            assert!(matches!(result, Err(ConfigError::NetForwardTwice { .. })));
+        }
+        let forwarding = NetConfig {
+            user: false,
+            tap: Some("a".into()),
+            ..user(&["80:80"])
+        };
+        let name = || "net0".to_owned();
+        assert_eq!(
+            with(vec![forwarding]),
+            Err(ConfigError::NetForward { name: name() })
+        );
+        let (vhost, queues) = (
+            NetConfig {
+                vhost: true,
+                ..user(&[])
+            },
+            NetConfig {
+                queues: 2,
+                ..user(&[])
+            },
+        );
+        for (config, key) in [(vhost, "vhost"), (queues, "queues")] {
+            let expected = ConfigError::NetUser { name: name(), key };
+            assert_eq!(with(vec![config]), Err(expected));
         }
         let twice = with(vec![tap("a"), tap("a")]);
         assert_eq!(twice, Err(ConfigError::NetTapTwice { tap: "a".into() }));
