@@ -25,6 +25,11 @@ mod timeline;
 mod usage;
 mod vsock_arg;
 
+// Nothing but the C library, as an archive (build.rs).
+#[cfg(static_libc)]
+#[link(name = "c", kind = "static", modifiers = "-bundle")]
+unsafe extern "C" {}
+
 use std::ffi::OsStr;
 
 use ampoule_vmm::Timeline;
