@@ -44,6 +44,7 @@ mod token {
     pub(super) const INPUT_SPACE: u32 = 5;
     pub(super) const CLIENT: u32 = 6;
     pub(super) const WORKERS: u32 = 7;
+    pub(super) const HELPERS: u32 = 8;
     pub(super) const SOURCES: u32 = 16;
 }
 
@@ -322,6 +323,12 @@ impl MutEventSubscriber for Control {
             token::CLIENT => self.console.accept(),
             token::SINK => {}
             token::WORKERS => self.dispatch_workers(ops),
+            token::HELPERS => {
+                if let Some(helpers) = &self.blueprint.helpers {
+                    let machine = self.machine.as_mut();
+                    helpers.dispatch(machine.map_or(&mut [], |machine| &mut machine.passt));
+                }
+            }
             source => {
                 let index = source.saturating_sub(token::SOURCES) as usize;
                 if let Some(source) = self.sources.get_mut(index) {
@@ -346,6 +353,8 @@ impl MutEventSubscriber for Control {
         ];
         let workers = self.blueprint.workers.as_ref();
         fixed.extend(workers.map(|workers| (workers.as_raw_fd(), token::WORKERS)));
+        let helpers = self.blueprint.helpers.as_ref();
+        fixed.extend(helpers.map(|helpers| (helpers.as_raw_fd(), token::HELPERS)));
         fixed.extend(self.console.listener().map(|fd| (fd, token::CLIENT)));
         let sources = self.sources.iter().zip(token::SOURCES..);
         fixed.extend(sources.map(|(source, token)| (source.fd(), token)));

@@ -21,6 +21,7 @@ use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
 use crate::memory::{self, GuestRam};
 use crate::metrics::{MachineMetrics, VcpuMetrics};
+use crate::passt::{HelperWatch, Passt};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
 use crate::virtio::{self, Placement};
 
@@ -35,6 +36,8 @@ pub(crate) struct Blueprint {
     pub(crate) input_space: EventFd,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
+    /// What the control thread waits on for helper processes, in VMs that have some.
+    pub(crate) helpers: Option<HelperWatch>,
 }
 
 /// A machine with its power on.
@@ -47,6 +50,8 @@ pub(crate) struct Machine {
     pub(crate) devices: DeviceManager,
     /// Where virtio devices work, unless the control thread does it.
     io: Option<IoThread>,
+    /// The processes behind its user networks.
+    pub(crate) passt: Vec<Passt>,
     _vm: VmFd,
     _ram: GuestRam,
 }
@@ -61,6 +66,7 @@ impl Machine {
             output,
             input_space,
             workers,
+            helpers,
         } = blueprint;
         let timeline = &shared.timeline;
 
@@ -72,7 +78,11 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let virtio = virtio::devices(config)?;
+        let (virtio, passt) = virtio::devices(config, &ram)?;
+        if let Some(watch) = helpers {
+            let waited = passt.iter().try_for_each(|helper| watch.add(helper));
+            waited.map_err(Error::host("event"))?;
+        }
         let io = match virtio::placement(config) {
             Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
             Placement::Nowhere | Placement::ControlThread => None,
@@ -117,6 +127,7 @@ impl Machine {
             vcpus,
             devices,
             io,
+            passt,
             _vm: vm,
             _ram: ram,
         })

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
+use ampoule_devices::backend::frame_stream::FrameStream;
 use ampoule_devices::backend::tap::Tap;
+use ampoule_devices::backend::vhost_net::VhostNet;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig};
 use ampoule_devices::virtio::net::{self, Net};
@@ -12,23 +14,38 @@ use ampoule_devices::virtio::vsock::Vsock;
 
 use crate::config::{CacheMode, DiskConfig, NetConfig, VmConfig};
 use crate::error::Error;
+use crate::memory::GuestRam;
+use crate::passt::{Passt, PasstConfig};
 
 /// A device with its name in messages.
 pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The virtio devices that a configuration asks for, in the order in which the guest sees them.
+/// The virtio devices that a configuration asks for, in the order in which the guest sees them, and the helper processes that
+/// some of them need.
 ///
 /// # Errors
-/// What a device stands on cannot be opened.
-pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
+/// What a device stands on cannot be opened or started.
+pub(crate) fn devices(
+    config: &VmConfig,
+    ram: &GuestRam,
+) -> Result<(Vec<NamedDevice>, Vec<Passt>), Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
+    let mut helpers = Vec::new();
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
         devices.push((name.clone(), Box::new(open_disk(disk, name)?)));
     }
     for (index, interface) in config.net.iter().enumerate() {
         let name = interface.name(index);
-        devices.push((name.clone(), Box::new(open_net(interface, name)?)));
+        let device = match interface.user {
+            true => {
+                let (device, helper) = open_user_net(interface, name.clone())?;
+                helpers.push(helper);
+                device
+            }
+            false => open_net(interface, name.clone(), ram)?,
+        };
+        devices.push((name, Box::new(device)));
     }
     if config.rng {
         devices.push(("rng".into(), Box::new(Rng::new())));
@@ -37,7 +54,7 @@ pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
         let device = Vsock::open(vsock.cid, &vsock.socket)?;
         devices.push(("vsock".into(), Box::new(device)));
     }
-    Ok(devices)
+    Ok((devices, helpers))
 }
 
 /// Which thread does a machine's virtio devices' work.
@@ -84,15 +101,45 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
     Ok(Block::new(config, Arc::new(image)))
 }
 
-fn open_net(interface: &NetConfig, name: String) -> Result<Net, Error> {
-    let tap = match interface.fd {
-        Some(fd) => Tap::inherit(fd)?,
-        None => Tap::open(interface.tap.as_deref().unwrap_or_default())?,
+fn open_net(interface: &NetConfig, name: String, ram: &GuestRam) -> Result<Net, Error> {
+    let taps = match interface.fd {
+        Some(fd) => vec![Tap::inherit(fd)?],
+        None => Tap::open(
+            interface.tap.as_deref().unwrap_or_default(),
+            interface.queues,
+        )?,
     };
-    let config = net::NetConfig {
+    let config = net_config(interface, name);
+    if interface.vhost {
+        let kernels = taps
+            .into_iter()
+            .map(|tap| VhostNet::open(ram.clone(), tap, Net::vhost_features()))
+            .collect::<Result<_, _>>()?;
+        return Net::with_vhost(config, kernels).map_err(Error::host("vhost device"));
+    }
+    let backends = taps.into_iter().map(|tap| Arc::new(tap) as _).collect();
+    Net::new(config, backends).map_err(Error::host("timer of a rate limit"))
+}
+
+fn open_user_net(interface: &NetConfig, name: String) -> Result<(Net, Passt), Error> {
+    let config = net_config(interface, name);
+    let (passt, socket) = Passt::start(&PasstConfig {
+        name: &config.name,
+        mac: config.mac,
+        mtu: config.mtu,
+        forward: &interface.forward,
+    })?;
+    let stream = FrameStream::new(socket).map_err(Error::host("connection with passt"))?;
+    let net =
+        Net::new(config, vec![Arc::new(stream)]).map_err(Error::host("timer of a rate limit"))?;
+    Ok((net, passt))
+}
+
+fn net_config(interface: &NetConfig, name: String) -> net::NetConfig {
+    net::NetConfig {
         mac: interface.effective_mac(&name).octets(),
         name,
         mtu: interface.mtu,
-    };
-    Ok(Net::new(config, Arc::new(tap)))
+        limit: interface.limit(),
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MemorySize, Span};
+use super::{MemorySize, Span, is_one, one};
 
 /// A disk of the guest: a raw image or a block device of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,14 +84,6 @@ fn poll() -> Span {
 
 fn is_poll(value: &Span) -> bool {
     *value == poll()
-}
-
-fn one() -> u16 {
-    1
-}
-
-fn is_one(value: &u16) -> bool {
-    *value == 1
 }
 
 fn yes() -> bool {
