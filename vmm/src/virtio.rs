@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
+use ampoule_devices::backend::disk::{BlockBackend, DiskError, OpenDisk, RawDisk};
 use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::virtio::VirtioDevice;
-use ampoule_devices::virtio::block::{self, Block, BlockConfig};
+use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine};
 use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::Rng;
 use ampoule_devices::virtio::vsock::Vsock;
 
-use crate::config::{CacheMode, DiskConfig, NetConfig, VmConfig};
+use crate::config::{CacheMode, DiskConfig, DiskEngine, NetConfig, VmConfig};
 use crate::error::Error;
 
 /// A device with its name in messages.
@@ -58,7 +58,19 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
         queues: disk.queues,
         poll: disk.poll.as_duration(),
     };
-    Ok(Block::new(config, Arc::new(image)))
+    let engine = engine(disk, &image)?;
+    Ok(Block::new(config, Arc::new(image), engine))
+}
+
+/// The engine that was asked for, or the one that measures best (docs/performance.md).
+fn engine(disk: &DiskConfig, image: &dyn BlockBackend) -> Result<Engine, DiskError> {
+    match disk.engine {
+        None | Some(DiskEngine::Sync) => Ok(Engine::sync()),
+        Some(DiskEngine::IoUring) => Engine::io_uring(image).map_err(|source| DiskError::Ring {
+            path: disk.path.clone(),
+            source,
+        }),
+    }
 }
 
 fn open_net(interface: &NetConfig, name: String) -> Result<Net, Error> {

@@ -5,10 +5,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use vm_memory::VolatileSlice;
@@ -56,6 +57,20 @@ pub trait BlockBackend: Send + Sync {
     /// # Errors
     /// The host's.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+
+    /// The file that has every byte of the disk at its own offset, for an engine that reads and writes it by itself; none
+    /// where the bytes are elsewhere.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Takes note of how a flush of [`Self::file`] ended that was not made by [`Self::flush`]; returns what it is worth.
+    ///
+    /// # Errors
+    /// As for [`Self::flush`].
+    fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
+        result
+    }
 }
 
 /// How to open an image.
@@ -97,6 +112,15 @@ pub enum DiskError {
         /// The image.
         path: PathBuf,
     },
+    /// The host has no io_uring, or keeps it from us.
+    #[error("cannot set up io_uring for disk \"{}\"", path.display())]
+    Ring {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It is empty, or does not consist of whole sectors.
     #[error("disk \"{}\" has {size} bytes, which is not a positive multiple of {SECTOR}", path.display())]
     Size {
@@ -129,6 +153,16 @@ impl DiskError {
                 let up = size.next_multiple_of(SECTOR).max(SECTOR);
                 Some(format!("truncate -s {up} {}", path.display()))
             }
+            Self::Ring { source, .. } => Some(match source.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => "io_uring is forbidden here (see sysctl kernel.io_uring_disabled, or the \
+                     container's seccomp profile): allow it, or use engine=sync"
+                    .into(),
+                Some(libc::ENOMEM) => {
+                    "the limit of locked memory is reached: raise it with ulimit -l, or use engine=sync"
+                        .into()
+                }
+                _ => "use engine=sync".into(),
+            }),
             Self::NotADisk { .. } => None,
         }
     }
@@ -176,11 +210,11 @@ impl RawDisk {
             });
         }
         if options.lock {
-            lock(&file, options.read_only).map_err(|err| match err.raw_os_error() {
-                Some(libc::EAGAIN | libc::EACCES) => DiskError::Locked {
+            lock(&file, options.read_only).map_err(|err| match is_locked(&err) {
+                true => DiskError::Locked {
                     path: path.to_owned(),
                 },
-                _ => failed(err),
+                false => failed(err),
             })?;
         }
         if let Some(size) = options.create_size.filter(|_| fresh) {
@@ -334,12 +368,20 @@ impl BlockBackend for RawDisk {
     }
 
     fn flush(&self) -> io::Result<()> {
-        if self.flush_failed.load(Ordering::SeqCst) {
+        self.flushed(self.file.sync_data())
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
+        if result.is_err() {
+            self.flush_failed.store(true, Ordering::SeqCst);
+        } else if self.flush_failed.load(Ordering::SeqCst) {
             return Err(io::Error::other("an earlier flush failed"));
         }
-        self.file.sync_data().inspect_err(|_| {
-            self.flush_failed.store(true, Ordering::SeqCst);
-        })
+        result
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -385,8 +427,28 @@ fn advance(mut pieces: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iove
     pieces
 }
 
+/// How long a lock may be somebody's who is gone: the host ends the requests of a VM that was killed, and only then lets go of
+/// their file.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Locks the open file: the lock goes with the descriptor, whatever way the process ends.
 fn lock(file: &File, shared: bool) -> io::Result<()> {
+    let start = Instant::now();
+    loop {
+        match try_lock(file, shared) {
+            Err(err) if is_locked(&err) && start.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_locked(err: &io::Error) -> bool {
+    matches!(err.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
+}
+
+fn try_lock(file: &File, shared: bool) -> io::Result<()> {
     let kind = if shared { libc::F_RDLCK } else { libc::F_WRLCK };
     let range = libc::flock {
         l_type: kind as libc::c_short,

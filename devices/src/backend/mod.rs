@@ -4,3 +4,8 @@ pub mod disk;
 pub mod fd_sink;
 pub mod tap;
 pub mod unix_socket;
+#[cfg(not(feature = "io-uring"))]
+#[path = "no_uring.rs"]
+pub mod uring;
+#[cfg(feature = "io-uring")]
+pub mod uring;

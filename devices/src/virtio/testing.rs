@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{GuestMemory, VirtioDevice, VirtioWorker, WorkerError, WorkerHost, WorkerId};
+use super::device::{
+    EventSource, GuestMemory, VirtioDevice, VirtioWorker, WorkerError, WorkerHost, WorkerId,
+};
 use super::queue::ActiveQueue;
 use super::status::{bits, features};
 use super::transport::mmio::{MmioTransport, register};
@@ -71,6 +73,39 @@ impl TestHost {
                 return served;
             }
         }
+    }
+
+    /// Waits, at most for ten seconds, until something that a worker waits for besides its queues is ready, and lets it work;
+    /// whether there was.
+    pub(crate) fn wait(&self) -> bool {
+        let mut running = self.running.lock().unwrap();
+        let sources: Vec<Vec<EventSource>> = running
+            .iter()
+            .map(|runner| runner.worker.event_sources())
+            .collect();
+        let mut polls: Vec<libc::pollfd> = sources
+            .iter()
+            .flatten()
+            .map(|source| libc::pollfd {
+                fd: source.fd,
+                events: source.events.bits() as i16,
+                revents: 0,
+            })
+            .collect();
+        // SAFETY: the pointer and the count are of one vector of pollfds.
+        let ready = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as u64, 10_000) };
+        let mut polls = polls.iter();
+        for (runner, sources) in running.iter_mut().zip(&sources) {
+            for (source, poll) in sources.iter().zip(&mut polls) {
+                if poll.revents != 0
+                    && runner.broken.is_some()
+                    && let Err(err) = runner.worker.process_event(source.token, source.events)
+                {
+                    runner.broken.take().unwrap()(err);
+                }
+            }
+        }
+        ready > 0
     }
 
     pub(crate) fn workers(&self) -> usize {

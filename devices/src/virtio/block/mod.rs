@@ -1,22 +1,25 @@
 //! The block device. Virtio 1.2, section 5.2.
 //!
-//! `request` says what a driver asks for and carries it out on a [`BlockBackend`]; here is what surrounds it: features,
-//! configuration space, queues. A request that cannot be served ends with an error status, never with the device.
+//! `request` says what a driver asks for, `worker` takes it from the queues and gives it back, an [`Engine`] moves the data;
+//! here is what surrounds them: features and configuration space. A request that cannot be served ends with an error status,
+//! never with the device.
 
+mod engine;
 mod request;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::device::{
-    ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker, WorkerError,
-    read_space,
+    ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker, read_space,
 };
-use super::queue::{ActiveQueue, Chain};
 use crate::backend::disk::{BlockBackend, SECTOR};
+
+pub use engine::Engine;
 
 /// Feature bits (5.2.3).
 pub mod features {
@@ -69,7 +72,7 @@ pub struct BlockConfig {
     pub cache: CacheMode,
     /// Number of queues, 1 to [`MAX_QUEUES`].
     pub queues: u16,
-    /// How long to watch a busy queue for its next request ([`ActiveQueue::set_poll`]).
+    /// How long to watch a busy queue for its next request ([`set_poll`](super::queue::ActiveQueue::set_poll)).
     pub poll: Duration,
 }
 
@@ -78,12 +81,13 @@ pub struct Block {
     config: BlockConfig,
     backend: Arc<dyn BlockBackend>,
     queue_sizes: Vec<u16>,
+    engine: Engine,
     errors: Arc<ErrorLog>,
 }
 
 impl Block {
-    /// A disk kept in `backend`.
-    pub fn new(config: BlockConfig, backend: Arc<dyn BlockBackend>) -> Self {
+    /// A disk kept in `backend`, on which `engine` works.
+    pub fn new(config: BlockConfig, backend: Arc<dyn BlockBackend>, engine: Engine) -> Self {
         let queues = config.queues.clamp(1, MAX_QUEUES);
         Self {
             errors: Arc::new(ErrorLog {
@@ -92,6 +96,7 @@ impl Block {
             }),
             config,
             backend,
+            engine,
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
         }
     }
@@ -163,39 +168,18 @@ impl VirtioDevice for Block {
             CacheMode::Writethrough => true,
             CacheMode::Writeback => context.features & features::FLUSH == 0,
         };
-        Ok(Box::new(BlockWorker {
-            queues: context.queues,
-            chain: Chain::new(),
-            disk: request::Disk {
-                backend: self.backend.clone(),
-                serial: self.config.serial.clone(),
-                write_through,
-                ignore_flush: self.config.cache == CacheMode::Unsafe,
-                errors: self.errors.clone(),
-            },
-        }))
-    }
-}
-
-struct BlockWorker {
-    queues: Vec<ActiveQueue>,
-    chain: Chain,
-    disk: request::Disk,
-}
-
-impl VirtioWorker for BlockWorker {
-    fn process_queue(&mut self, index: u16) -> Result<(), WorkerError> {
-        let queue = self.queues.iter_mut().find(|queue| queue.index() == index);
-        let Some(queue) = queue else {
-            return Ok(());
+        let disk = request::Disk {
+            backend: self.backend.clone(),
+            serial: self.config.serial.clone(),
+            write_through,
+            ignore_flush: self.config.cache == CacheMode::Unsafe,
+            errors: self.errors.clone(),
         };
-        queue.serve(&mut self.chain, |chain, memory| {
-            Ok(self.disk.serve(chain, memory))
-        })
-    }
-
-    fn stop(self: Box<Self>) -> Vec<ActiveQueue> {
-        self.queues
+        Ok(Box::new(worker::BlockWorker::new(
+            context.queues,
+            disk,
+            self.engine.clone(),
+        )))
     }
 }
 

@@ -1,0 +1,252 @@
+//! The data half: requests from the queues to the engine, and back. Lives on an I/O thread.
+//!
+//! With a ring, all queues share it. What has no room on it stays in its queue, which is not asked to notify then: the next
+//! completion makes room. Completions come in any order; a driver that wants an order waits (5.2.6.2: a flush covers what was
+//! completed before it was made available).
+
+use vmm_sys_util::epoll::EventSet;
+
+use super::engine::{Engine, InFlight, Ring};
+use super::request::{Disk, Step, Transfer, TransferKind};
+use crate::virtio::device::{EventSource, VirtioWorker, WorkerError};
+use crate::virtio::queue::{ActiveQueue, Chain};
+
+const COMPLETIONS: u32 = 0;
+
+pub(super) struct BlockWorker {
+    queues: Vec<ActiveQueue>,
+    disk: Disk,
+    engine: Engine,
+    chain: Chain,
+    /// Queues that wait for room on the ring, by a bit each.
+    starved: u32,
+}
+
+impl BlockWorker {
+    /// A worker for these queues, of which there is at least one.
+    pub(super) fn new(queues: Vec<ActiveQueue>, disk: Disk, engine: Engine) -> Self {
+        if let (Some(mut ring), Some(queue)) = (engine.ring(), queues.first()) {
+            ring.attach(queue.memory());
+        }
+        Self {
+            queues,
+            disk,
+            engine,
+            chain: Chain::new(),
+            starved: 0,
+        }
+    }
+
+    /// Does some work, with the ring in hand.
+    fn turn(
+        &mut self,
+        work: impl FnOnce(&mut Turn<'_>) -> Result<(), WorkerError>,
+    ) -> Result<(), WorkerError> {
+        let mut ring = self.engine.ring();
+        if let Some(ring) = &mut ring {
+            ring.wake();
+        }
+        work(&mut Turn {
+            queues: &mut self.queues,
+            disk: &self.disk,
+            chain: &mut self.chain,
+            starved: &mut self.starved,
+            ring: ring.as_deref_mut(),
+        })?;
+        if let Some(ring) = &mut ring {
+            ring.listen();
+        }
+        Ok(())
+    }
+}
+
+impl VirtioWorker for BlockWorker {
+    fn event_sources(&self) -> Vec<EventSource> {
+        let completions = self.engine.ring().map(|ring| EventSource {
+            fd: ring.fd(),
+            token: COMPLETIONS,
+            events: EventSet::IN,
+        });
+        completions.into_iter().collect()
+    }
+
+    fn process_queue(&mut self, index: u16) -> Result<(), WorkerError> {
+        let at = self.queues.iter().position(|queue| queue.index() == index);
+        at.map_or(Ok(()), |at| self.turn(|turn| turn.serve(at)))
+    }
+
+    fn process_event(&mut self, _token: u32, _events: EventSet) -> Result<(), WorkerError> {
+        if let Some(ring) = self.engine.ring() {
+            ring.heard();
+        }
+        self.turn(|turn| {
+            turn.finish()?;
+            for at in 0..turn.queues.len() {
+                if *turn.starved & 1 << at != 0 && turn.has_room() {
+                    turn.serve(at)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn stop(mut self: Box<Self>) -> Vec<ActiveQueue> {
+        let drained = self.turn(|turn| turn.drain());
+        if let Err(err) = drained {
+            log::warn!("a disk's requests could not be finished: {err}");
+        }
+        std::mem::take(&mut self.queues)
+    }
+}
+
+impl Drop for BlockWorker {
+    fn drop(&mut self) {
+        if let Some(mut ring) = self.engine.ring() {
+            ring.detach();
+        }
+    }
+}
+
+struct Turn<'a> {
+    queues: &'a mut [ActiveQueue],
+    disk: &'a Disk,
+    chain: &'a mut Chain,
+    starved: &'a mut u32,
+    ring: Option<&'a mut Ring>,
+}
+
+impl Turn<'_> {
+    fn has_room(&self) -> bool {
+        self.ring.as_ref().is_none_or(|ring| ring.has_room())
+    }
+
+    /// Serves a queue until it is empty, or the ring full; at most as many requests as the queue has, so that a driver that
+    /// keeps it full does not keep the thread.
+    fn serve(&mut self, at: usize) -> Result<(), WorkerError> {
+        *self.starved &= !(1 << at);
+        let mut budget = self.queues[at].size();
+        self.queues[at].wake()?;
+        loop {
+            let empty = self.take(at, &mut budget)?;
+            self.finish()?;
+            if budget == 0 {
+                return self.queues[at].come_back();
+            }
+            if !empty {
+                if self.has_room() {
+                    continue;
+                }
+                *self.starved |= 1 << at;
+                return Ok(());
+            }
+            let ring = &mut self.ring;
+            let done = || ring.as_mut().is_some_and(|ring| ring.is_ready());
+            if !self.queues[at].rest(done)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Begins requests of a queue, as long as there is room; whether the queue is empty then.
+    fn take(&mut self, at: usize, budget: &mut u16) -> Result<bool, WorkerError> {
+        while *budget > 0 && self.has_room() {
+            let queue = &mut self.queues[at];
+            if !queue.pop(self.chain)? {
+                return Ok(true);
+            }
+            *budget -= 1;
+            let step = self.disk.begin(self.chain, queue.memory());
+            let written = match step {
+                Step::Done(written) => written,
+                Step::Transfer(transfer) => match self.begin(at, transfer) {
+                    Some(written) => written,
+                    None => continue,
+                },
+            };
+            self.queues[at].push(self.chain.head(), written)?;
+        }
+        Ok(false)
+    }
+
+    /// Begins a transfer. Where it has ended already, how many bytes were written to the request's buffers.
+    fn begin(&mut self, at: usize, transfer: Transfer) -> Option<u32> {
+        let memory = self.queues[at].memory();
+        let (disk, chain) = (self.disk, &*self.chain);
+        let result = match &mut self.ring {
+            None => disk.transfer(&transfer, chain, memory),
+            Some(ring) => {
+                let what = InFlight {
+                    queue: at,
+                    head: chain.head(),
+                    transfer,
+                    flushing: false,
+                };
+                let begun = transfer.with_data(chain, memory, |data| match transfer.kind {
+                    TransferKind::Read => ring.read(what, data, transfer.offset),
+                    TransferKind::Write => ring.write(what, data, transfer.offset),
+                    TransferKind::Flush => ring.sync(what),
+                });
+                match begun {
+                    Ok(()) => return None,
+                    Err(err) => Err(err),
+                }
+            }
+        };
+        Some(disk.end(&transfer, memory, result))
+    }
+
+    /// Hands over what was begun, gives back what has ended, and interrupts once for each queue.
+    fn finish(&mut self) -> Result<(), WorkerError> {
+        if self.ring.is_some() {
+            self.complete()?;
+        }
+        for queue in &mut *self.queues {
+            queue.notify()?;
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<(), WorkerError> {
+        while let Some(ring) = &mut self.ring {
+            ring.submit()?;
+            while let Some((what, result)) = ring.reap() {
+                let InFlight { transfer, .. } = what;
+                let result = match result {
+                    Ok(()) if self.disk.needs_flush(&transfer) && !what.flushing => {
+                        let flush = InFlight {
+                            flushing: true,
+                            ..what
+                        };
+                        // The place that it had is free.
+                        match ring.sync(flush) {
+                            Ok(()) => continue,
+                            Err(err) => Err(err),
+                        }
+                    }
+                    result if what.flushing || transfer.kind == TransferKind::Flush => {
+                        self.disk.backend.flushed(result)
+                    }
+                    result => result,
+                };
+                let queue = &mut self.queues[what.queue];
+                let written = self.disk.end(&transfer, queue.memory(), result);
+                queue.push(what.head, written)?;
+            }
+            if !ring.has_queued() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes all that is in flight.
+    fn drain(&mut self) -> Result<(), WorkerError> {
+        while let Some(ring) = &mut self.ring
+            && !ring.is_idle()
+        {
+            ring.wait()?;
+            self.finish()?;
+        }
+        Ok(())
+    }
+}
