@@ -146,7 +146,7 @@ pub(crate) struct RunArgs {
     /// A disk, as path=IMAGE with more keys after commas; several times for several disks
     ///
     /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates a sparse image
-    /// where there is none; engine=sync|io_uring, what moves the data, else the one that measures best; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
+    /// where there is none; engine=sync|io_uring, what moves the data, else the one that measures best; direct goes past the host's page cache; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
     /// serial=TEXT; id=NAME, for messages; queues=N; poll=20us, how
     /// long to watch a busy disk for its next request; lock=off to share a disk at one's own risk. The image is raw, whatever it
     /// holds. A comma in a value is doubled.

@@ -6,8 +6,9 @@ use ampoule_vmm::config::{CacheMode, DiskConfig, DiskEngine, MemorySize};
 
 use crate::key_list::{each, needed, switch, typed, unknown};
 
-const KEYS: [&str; 10] = [
-    "path", "readonly", "id", "serial", "engine", "cache", "queues", "poll", "lock", "size",
+const KEYS: [&str; 11] = [
+    "path", "readonly", "id", "serial", "engine", "direct", "cache", "queues", "poll", "lock",
+    "size",
 ];
 
 /// Reads the argument.
@@ -20,6 +21,7 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
             "id" => disk.id = Some(needed(key, value)?.to_owned()),
             "serial" => disk.serial = Some(needed(key, value)?.to_owned()),
             "engine" => disk.engine = Some(engine(needed(key, value)?)?),
+            "direct" => disk.direct = switch(key, value)?,
             "cache" => disk.cache = cache(needed(key, value)?)?,
             "queues" => disk.queues = typed(key, value)?,
             "poll" => disk.poll = typed(key, value)?,
@@ -65,13 +67,14 @@ mod tests {
 
     #[test]
     fn all_keys_reach_their_fields() {
-        let text = "path=a,,b.img,readonly,id=root,serial=s1,engine=io_uring,cache=unsafe,queues=2,poll=0s,lock=off,size=1G";
+        let text = "path=a,,b.img,readonly,id=root,serial=s1,engine=io_uring,direct,cache=unsafe,queues=2,poll=0s,lock=off,size=1G";
         let disk = parse(text).unwrap();
         let expected = DiskConfig {
             readonly: true,
             id: Some("root".into()),
             serial: Some("s1".into()),
             engine: Some(DiskEngine::IoUring),
+            direct: true,
             cache: CacheMode::Unsafe,
             queues: 2,
             poll: "0s".parse().unwrap(),

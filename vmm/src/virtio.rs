@@ -45,6 +45,7 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
         path: &disk.path,
         read_only: disk.readonly,
         create_size: disk.size.map(|size| size.as_bytes()),
+        direct: disk.direct,
         lock: disk.lock,
     })?;
     let config = BlockConfig {

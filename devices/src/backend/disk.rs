@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 
+use super::direct::{self, Direct};
+
 /// Bytes in a sector, the unit of every disk's size.
 pub const SECTOR: u64 = 512;
 
@@ -64,6 +66,12 @@ pub trait BlockBackend: Send + Sync {
         None
     }
 
+    /// How these bytes can get from memory to [`Self::file`], or (not `write`) the other way.
+    fn route(&self, data: &[VolatileSlice<'_>], offset: u64, write: bool) -> Route {
+        let _ = (data, offset, write);
+        Route::Straight
+    }
+
     /// Takes note of how a flush of [`Self::file`] ended that was not made by [`Self::flush`]; returns what it is worth.
     ///
     /// # Errors
@@ -71,6 +79,17 @@ pub trait BlockBackend: Send + Sync {
     fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
         result
     }
+}
+
+/// How a request can be served by an engine that knows [`BlockBackend::file`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// By the file, as it is.
+    Straight,
+    /// By the back end only.
+    Here,
+    /// By the back end only, and only while no other write is under way.
+    Alone,
 }
 
 /// How to open an image.
@@ -82,6 +101,8 @@ pub struct OpenDisk<'a> {
     pub read_only: bool,
     /// Creates a sparse file of this many bytes, where there is none yet.
     pub create_size: Option<u64>,
+    /// Goes past the host's page cache.
+    pub direct: bool,
     /// Takes a lock: exclusive for a disk that is written, shared for one that is read.
     pub lock: bool,
 }
@@ -111,6 +132,22 @@ pub enum DiskError {
     Locked {
         /// The image.
         path: PathBuf,
+    },
+    /// Its file system has no direct I/O.
+    #[error("disk \"{}\" cannot be used with direct: its file system has no direct I/O", path.display())]
+    NoDirect {
+        /// The image.
+        path: PathBuf,
+    },
+    /// It does not consist of whole blocks of the host's.
+    #[error("disk \"{}\" has {size} bytes, and direct I/O needs a multiple of {block} there", path.display())]
+    Blocks {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+        /// The host's block.
+        block: u64,
     },
     /// The host has no io_uring, or keeps it from us.
     #[error("cannot set up io_uring for disk \"{}\"", path.display())]
@@ -153,6 +190,11 @@ impl DiskError {
                 let up = size.next_multiple_of(SECTOR).max(SECTOR);
                 Some(format!("truncate -s {up} {}", path.display()))
             }
+            Self::Blocks { path, size, block } => {
+                let up = size.next_multiple_of(*block);
+                Some(format!("truncate -s {up} {}", path.display()))
+            }
+            Self::NoDirect { .. } => Some("leave direct out, or move the image".into()),
             Self::Ring { source, .. } => Some(match source.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => "io_uring is forbidden here (see sysctl kernel.io_uring_disabled, or the \
                      container's seccomp profile): allow it, or use engine=sync"
@@ -174,6 +216,7 @@ pub struct RawDisk {
     file: File,
     size: u64,
     read_only: bool,
+    direct: Option<Direct>,
     flush_failed: AtomicBool,
 }
 
@@ -188,11 +231,12 @@ impl RawDisk {
             path: path.to_owned(),
             source,
         };
+        let direct_flag = if options.direct { libc::O_DIRECT } else { 0 };
         let mut open = OpenOptions::new();
         // O_NONBLOCK: a FIFO is to be refused, not waited for.
         open.read(true)
             .write(!options.read_only)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | direct_flag);
         let mut fresh = false;
         let file = match (options.create_size, open.open(path)) {
             (Some(_), Err(err)) if err.kind() == io::ErrorKind::NotFound => {
@@ -201,7 +245,12 @@ impl RawDisk {
             }
             (_, result) => result,
         }
-        .map_err(failed)?;
+        .map_err(|err| match err.raw_os_error() {
+            Some(libc::EINVAL) if options.direct => DiskError::NoDirect {
+                path: path.to_owned(),
+            },
+            _ => failed(err),
+        })?;
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::NotADisk {
@@ -232,12 +281,27 @@ impl RawDisk {
                 size,
             });
         }
+        let direct = match options.direct {
+            true => Some(open_direct(&file, path, size)?),
+            false => None,
+        };
         Ok(Self {
             file,
             size,
             read_only: options.read_only,
+            direct,
             flush_failed: AtomicBool::new(false),
         })
+    }
+
+    /// The same image as if the host wanted direct I/O in blocks of this size.
+    #[cfg(test)]
+    pub(crate) fn in_blocks(mut self, block: u64) -> Self {
+        self.direct = Some(Direct::new(direct::Alignment {
+            offset: block,
+            memory: 512,
+        }));
+        self
     }
 
     /// Moves the one piece that most requests have; what is left of it, where the host moved less.
@@ -262,6 +326,28 @@ impl RawDisk {
             // Nothing was moved, or the call was interrupted: the slow way tells the one from the other.
             Ok(moved) => piece.offset(moved).map_err(io::Error::other),
             Err(_) => Ok(*piece),
+        }
+    }
+
+    fn read_straight(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+        match data {
+            [piece] => {
+                let rest = self.transfer_one(piece, offset, false)?;
+                let offset = offset + (piece.len() - rest.len()) as u64;
+                self.transfer(&[rest], offset, libc::preadv)
+            }
+            data => self.transfer(data, offset, libc::preadv),
+        }
+    }
+
+    fn write_straight(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+        match data {
+            [piece] => {
+                let rest = self.transfer_one(piece, offset, true)?;
+                let offset = offset + (piece.len() - rest.len()) as u64;
+                self.transfer(&[rest], offset, libc::pwritev)
+            }
+            data => self.transfer(data, offset, libc::pwritev),
         }
     }
 
@@ -324,11 +410,11 @@ impl RawDisk {
     }
 
     fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
-        use std::os::unix::fs::FileExt;
-        let zeroes = [0; 64 << 10];
+        let mut zeroes = vec![0; 64 << 10];
         while len > 0 {
             let now = len.min(zeroes.len() as u64);
-            self.file.write_all_at(&zeroes[..now as usize], offset)?;
+            let data = VolatileSlice::from(&mut zeroes[..now as usize]);
+            self.write_at(&[data], offset)?;
             offset += now;
             len -= now;
         }
@@ -346,25 +432,27 @@ impl BlockBackend for RawDisk {
     }
 
     fn read_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
-        match data {
-            [piece] => {
-                let rest = self.transfer_one(piece, offset, false)?;
-                let offset = offset + (piece.len() - rest.len()) as u64;
-                self.transfer(&[rest], offset, libc::preadv)
+        match &self.direct {
+            Some(direct) if direct.route(data, offset, false) != Route::Straight => {
+                direct.read(&self.file, data, offset)
             }
-            data => self.transfer(data, offset, libc::preadv),
+            _ => self.read_straight(data, offset),
         }
     }
 
     fn write_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
-        match data {
-            [piece] => {
-                let rest = self.transfer_one(piece, offset, true)?;
-                let offset = offset + (piece.len() - rest.len()) as u64;
-                self.transfer(&[rest], offset, libc::pwritev)
+        match &self.direct {
+            Some(direct) if direct.route(data, offset, true) != Route::Straight => {
+                direct.write(&self.file, data, offset)
             }
-            data => self.transfer(data, offset, libc::pwritev),
+            Some(direct) => direct.beside_others(|| self.write_straight(data, offset)),
+            None => self.write_straight(data, offset),
         }
+    }
+
+    fn route(&self, data: &[VolatileSlice<'_>], offset: u64, write: bool) -> Route {
+        let direct = self.direct.as_ref();
+        direct.map_or(Route::Straight, |direct| direct.route(data, offset, write))
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -408,8 +496,34 @@ impl BlockBackend for RawDisk {
 fn is_unsupported(err: &io::Error) -> bool {
     matches!(
         err.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV)
+        // EINVAL: a block device whose blocks are larger than the range.
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL)
     )
+}
+
+fn open_direct(file: &File, path: &Path, size: u64) -> Result<Direct, DiskError> {
+    let alignment = direct::alignment(file).map_err(|source| match source.kind() {
+        io::ErrorKind::Unsupported => DiskError::NoDirect {
+            path: path.to_owned(),
+        },
+        _ => DiskError::Open {
+            path: path.to_owned(),
+            source,
+        },
+    })?;
+    direct_in(alignment, path, size)
+}
+
+fn direct_in(alignment: direct::Alignment, path: &Path, size: u64) -> Result<Direct, DiskError> {
+    let direct = Direct::new(alignment);
+    if !size.is_multiple_of(direct.block()) {
+        return Err(DiskError::Blocks {
+            path: path.to_owned(),
+            size,
+            block: direct.block(),
+        });
+    }
+    Ok(direct)
 }
 
 /// The pieces that are left after `moved` bytes.
@@ -486,6 +600,7 @@ mod tests {
             path,
             read_only: false,
             create_size: None,
+            direct: false,
             lock: true,
         }
     }
@@ -587,5 +702,54 @@ mod tests {
         assert!(back.iter().all(|byte| *byte == 0));
         let beyond = disk.read_at(&[VolatileSlice::from(&mut back[..])], (1 << 20) - 1);
         assert_eq!(beyond.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn direct_io_works_or_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let content: Vec<u8> = (0..65536_u32).map(|at| (at >> 9) as u8).collect();
+        fs::write(&path, &content).unwrap();
+        let direct = OpenDisk {
+            direct: true,
+            ..options(&path)
+        };
+        let disk = match RawDisk::open(&direct) {
+            Ok(disk) => disk,
+            Err(err) => {
+                assert!(matches!(err, DiskError::NoDirect { .. }), "{err}");
+                assert!(err.to_string().contains("image"), "{err}");
+                return;
+            }
+        };
+        let mut bytes = vec![0; 3 * 512 + 1];
+        disk.read_at(&[VolatileSlice::from(&mut bytes[1..])], 512)
+            .unwrap();
+        assert_eq!(bytes[1..], content[512..2048]);
+        let mut bytes = vec![0xee; 1024 + 1];
+        disk.write_at(&[VolatileSlice::from(&mut bytes[1..])], 1536)
+            .unwrap();
+        disk.write_zeroes(8192, 512, false).unwrap();
+        disk.flush().unwrap();
+        let mut expected = content;
+        expected[1536..2560].fill(0xee);
+        expected[8192..8704].fill(0);
+        assert_eq!(fs::read(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn direct_io_needs_whole_blocks_of_the_hosts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        fs::write(&path, [0; 512 * 9]).unwrap();
+        let file = File::open(&path).unwrap();
+        let block = |block| direct::Alignment {
+            offset: block,
+            memory: 1,
+        };
+        let err = direct_in(block(4096), &path, file.metadata().unwrap().len()).unwrap_err();
+        assert!(err.to_string().contains("has 4608 bytes"), "{err}");
+        assert!(err.remedy().unwrap().starts_with("truncate -s 8192"));
+        direct_in(block(512), &path, 4608).unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! What devices stand on, on the host's side: descriptors, disk images, taps, later sockets.
 
+mod direct;
 pub mod disk;
 pub mod fd_sink;
 pub mod tap;

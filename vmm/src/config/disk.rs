@@ -25,6 +25,9 @@ pub struct DiskConfig {
     /// What moves its data; what is best for the image, unless it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<DiskEngine>,
+    /// Whether to go past the host's page cache.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub direct: bool,
     /// When data that was written is safe.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cache: CacheMode,
@@ -51,6 +54,7 @@ impl DiskConfig {
             id: None,
             serial: None,
             engine: None,
+            direct: false,
             cache: CacheMode::default(),
             queues: 1,
             poll: poll(),

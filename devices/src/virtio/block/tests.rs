@@ -11,7 +11,7 @@ use vm_memory::VolatileSlice;
 mod ring;
 
 use super::*;
-use crate::backend::disk::{OpenDisk, RawDisk};
+use crate::backend::disk::{OpenDisk, RawDisk, Route};
 use crate::virtio::status::features as common;
 use crate::virtio::testing::*;
 use crate::virtio::transport::mmio::register;
@@ -35,7 +35,7 @@ struct TestDisk {
 }
 
 impl TestDisk {
-    fn new(read_only: bool) -> (tempfile::TempDir, Arc<Self>) {
+    fn new(kind: Kind, read_only: bool) -> (tempfile::TempDir, Arc<Self>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
         let content: Vec<u8> = (0..DISK).map(|at| (at >> 9) as u8).collect();
@@ -44,10 +44,15 @@ impl TestDisk {
             path: &path,
             read_only,
             create_size: None,
+            direct: false,
             lock: true,
         });
+        let image = match kind.blocks() {
+            Some(block) => image.unwrap().in_blocks(block),
+            None => image.unwrap(),
+        };
         let disk = Self {
-            image: image.unwrap(),
+            image,
             fail: AtomicBool::new(false),
             flushes: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
@@ -101,6 +106,10 @@ impl BlockBackend for TestDisk {
         self.image.file()
     }
 
+    fn route(&self, data: &[VolatileSlice<'_>], offset: u64, write: bool) -> Route {
+        self.image.route(data, offset, write)
+    }
+
     fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
         self.flushes.fetch_add(1, Ordering::SeqCst);
         self.image.flushed(result)
@@ -120,24 +129,38 @@ impl BlockBackend for TestDisk {
 }
 
 /// What moves data in a test.
-#[derive(Debug, Clone, Copy)]
+#[cfg_attr(
+    not(feature = "io-uring"),
+    allow(dead_code, reason = "half of it is for rings")
+)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Sync,
-    #[cfg(feature = "io-uring")]
+    /// As by direct I/O, for which the host wants larger blocks.
+    SyncInBlocks,
     Ring,
+    RingInBlocks,
 }
 
-const KINDS: &[Kind] = &[
-    Kind::Sync,
-    #[cfg(feature = "io-uring")]
-    Kind::Ring,
-];
-
-fn engine(kind: Kind, disk: &dyn BlockBackend) -> Engine {
-    match kind {
-        Kind::Sync => Engine::sync(),
+impl Kind {
+    const ALL: &[Self] = &[
+        Self::Sync,
+        Self::SyncInBlocks,
         #[cfg(feature = "io-uring")]
-        Kind::Ring => Engine::io_uring(disk).unwrap(),
+        Self::Ring,
+        #[cfg(feature = "io-uring")]
+        Self::RingInBlocks,
+    ];
+
+    fn blocks(self) -> Option<u64> {
+        matches!(self, Self::SyncInBlocks | Self::RingInBlocks).then_some(4096)
+    }
+
+    fn engine(self, disk: &dyn BlockBackend) -> Engine {
+        match self {
+            Self::Sync | Self::SyncInBlocks => Engine::sync(),
+            Self::Ring | Self::RingInBlocks => Engine::io_uring(disk).unwrap(),
+        }
     }
 }
 
@@ -149,7 +172,7 @@ fn block(kind: Kind, disk: &Arc<TestDisk>, cache: CacheMode) -> Block {
         queues: 1,
         poll: Duration::ZERO,
     };
-    Block::new(config, disk.clone(), engine(kind, &**disk))
+    Block::new(config, disk.clone(), kind.engine(&**disk))
 }
 
 struct Bench {
@@ -160,7 +183,7 @@ struct Bench {
 
 impl Bench {
     fn new(kind: Kind, read_only: bool) -> Self {
-        let (folder, disk) = TestDisk::new(read_only);
+        let (folder, disk) = TestDisk::new(kind, read_only);
         Self {
             driver: Driver::ready(block(kind, &disk, CacheMode::Writeback), 1),
             disk,
@@ -170,7 +193,9 @@ impl Bench {
 
     /// One with each engine.
     fn each(read_only: bool) -> impl Iterator<Item = Self> {
-        KINDS.iter().map(move |kind| Self::new(*kind, read_only))
+        Kind::ALL
+            .iter()
+            .map(move |kind| Self::new(*kind, read_only))
     }
 
     fn header(&self, kind: u32, sector: u64) {
@@ -405,11 +430,11 @@ fn data_is_safe_when_the_cache_mode_says() {
         (CacheMode::Writethrough, true, 1, 2),
         (CacheMode::Unsafe, true, 0, 0),
     ];
-    for (kind, (cache, driver_flushes, after_write, after_flush)) in KINDS
+    for (kind, (cache, driver_flushes, after_write, after_flush)) in Kind::ALL
         .iter()
         .flat_map(|kind| cases.map(|case| (*kind, case)))
     {
-        let (folder, disk) = TestDisk::new(false);
+        let (folder, disk) = TestDisk::new(kind, false);
         let driver = Driver::new(block(kind, &disk, cache));
         let flush = if driver_flushes { features::FLUSH } else { 0 };
         driver.set_up(1, common::VERSION_1 | flush);

@@ -8,6 +8,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::engine::{Engine, InFlight, Ring};
 use super::request::{Disk, Step, Transfer, TransferKind};
+use crate::backend::disk::Route;
 use crate::virtio::device::{EventSource, VirtioWorker, WorkerError};
 use crate::virtio::queue::{ActiveQueue, Chain};
 
@@ -158,7 +159,7 @@ impl Turn<'_> {
             let step = self.disk.begin(self.chain, queue.memory());
             let written = match step {
                 Step::Done(written) => written,
-                Step::Transfer(transfer) => match self.begin(at, transfer) {
+                Step::Transfer(transfer) => match self.begin(at, transfer)? {
                     Some(written) => written,
                     None => continue,
                 },
@@ -169,12 +170,15 @@ impl Turn<'_> {
     }
 
     /// Begins a transfer. Where it has ended already, how many bytes were written to the request's buffers.
-    fn begin(&mut self, at: usize, transfer: Transfer) -> Option<u32> {
+    fn begin(&mut self, at: usize, transfer: Transfer) -> Result<Option<u32>, WorkerError> {
+        let route = self.route(at, &transfer);
+        if route == Route::Alone {
+            self.drain()?;
+        }
         let memory = self.queues[at].memory();
         let (disk, chain) = (self.disk, &*self.chain);
         let result = match &mut self.ring {
-            None => disk.transfer(&transfer, chain, memory),
-            Some(ring) => {
+            Some(ring) if route == Route::Straight => {
                 let what = InFlight {
                     queue: at,
                     head: chain.head(),
@@ -187,12 +191,28 @@ impl Turn<'_> {
                     TransferKind::Flush => ring.sync(what),
                 });
                 match begun {
-                    Ok(()) => return None,
+                    Ok(()) => return Ok(None),
                     Err(err) => Err(err),
                 }
             }
+            _ => disk.transfer(&transfer, chain, memory),
         };
-        Some(disk.end(&transfer, memory, result))
+        Ok(Some(disk.end(&transfer, memory, result)))
+    }
+
+    /// Whether the ring can make a transfer.
+    fn route(&self, at: usize, transfer: &Transfer) -> Route {
+        if self.ring.is_none() {
+            return Route::Here;
+        }
+        let write = match transfer.kind {
+            TransferKind::Read => false,
+            TransferKind::Write => true,
+            TransferKind::Flush => return Route::Straight,
+        };
+        transfer.with_data(self.chain, self.queues[at].memory(), |data| {
+            self.disk.backend.route(data, transfer.offset, write)
+        })
     }
 
     /// Hands over what was begun, gives back what has ended, and interrupts once for each queue.

@@ -105,7 +105,7 @@ fn status(driver: &Driver, slot: u16) -> u8 {
 #[test]
 fn more_requests_than_the_ring_takes_are_all_served_and_interrupt_once_a_batch() {
     for depth in [1, 2, 4, 8] {
-        let (_folder, disk) = TestDisk::new(false);
+        let (_folder, disk) = TestDisk::new(Kind::Ring, false);
         let config = BlockConfig {
             name: "test".into(),
             serial: String::new(),
@@ -234,8 +234,30 @@ fn errors_of_the_host_are_the_requests_that_they_concern() {
 }
 
 #[test]
+fn parts_of_a_block_survive_what_is_under_way_around_them() {
+    let (folder, disk) = TestDisk::new(Kind::RingInBlocks, false);
+    let driver = Driver::ready(block(Kind::RingInBlocks, &disk, CacheMode::Writeback), 1);
+    for round in 1..50_u16 {
+        let value = round as u8;
+        for (slot, (sector, len)) in [(0, 4096), (3, 512), (8, 4096), (6, 1536), (16, 4096)]
+            .into_iter()
+            .enumerate()
+        {
+            let data = lay(&driver, slot as u16, 1, sector, len);
+            for at in (0..u64::from(len)).step_by(8) {
+                driver.put(data + at, [value; 8]);
+            }
+        }
+        driver.kick();
+        wait_for(&driver, round * 5);
+        let file = std::fs::read(folder.path().join("disk")).unwrap();
+        assert!(file[..20 * 512].iter().all(|byte| *byte == value));
+    }
+}
+
+#[test]
 fn a_flush_that_failed_makes_all_that_follow_fail() {
-    let (folder, disk) = TestDisk::new(false);
+    let (folder, disk) = TestDisk::new(Kind::Ring, false);
     disk.image
         .flushed(Err(io::Error::from_raw_os_error(libc::EIO)))
         .unwrap_err();
@@ -301,7 +323,7 @@ fn a_request_of_more_than_the_host_takes_at_once_is_served() {
 #[test]
 fn the_image_is_free_when_its_ring_is_gone() {
     for _ in 0..20 {
-        let (folder, disk) = TestDisk::new(false);
+        let (folder, disk) = TestDisk::new(Kind::Ring, false);
         let driver = Driver::ready(block(Kind::Ring, &disk, CacheMode::Writeback), 1);
         lay(&driver, 0, 1, 0, 512);
         driver.kick();
