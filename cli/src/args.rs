@@ -187,6 +187,15 @@ pub(crate) struct RunArgs {
     /// Write when things happened to a JSON file, or with - as a table to standard output
     #[arg(long, value_name = "FILE", help_heading = INSIGHT)]
     timeline: Option<PathBuf>,
+    /// Write what was counted (requests, bytes, errors, exits) as JSON to a file at the end and on SIGUSR1, or with - to standard
+    /// output at the end
+    #[arg(long, value_name = "FILE", help_heading = INSIGHT)]
+    metrics: Option<PathBuf>,
+    /// Write messages to a file, with their times, instead of to standard error
+    ///
+    /// The file is created or emptied. It takes 16 MiB, so that no guest can fill a disk with it.
+    #[arg(long, value_name = "FILE", help_heading = INSIGHT)]
+    log_file: Option<PathBuf>,
     /// The least grave messages to print: off, error, warn, info, debug or trace [default: warn]
     #[arg(long, value_name = "LEVEL", help_heading = INSIGHT, hide_possible_values = true, value_parser = log_level_parser())]
     log_level: Option<LevelFilter>,
@@ -208,6 +217,9 @@ pub(crate) struct RunConfig {
     pub(crate) vm: VmConfig,
     /// Where the timeline goes; `-` is the table on standard output.
     pub(crate) timeline: Option<PathBuf>,
+    /// Where the counts go; `-` is standard output.
+    pub(crate) metrics: Option<PathBuf>,
+    pub(crate) log_file: Option<PathBuf>,
     pub(crate) log_level: LevelFilter,
 }
 
@@ -216,6 +228,8 @@ impl Default for RunConfig {
         Self {
             vm: VmConfig::default(),
             timeline: None,
+            metrics: None,
+            log_file: None,
             log_level: LevelFilter::Warn,
         }
     }
@@ -232,6 +246,8 @@ impl RunArgs {
         let RunConfig {
             vm,
             timeline,
+            metrics,
+            log_file,
             log_level,
         } = config;
         vm.kernel = self.kernel.or(vm.kernel.take());
@@ -256,6 +272,8 @@ impl RunArgs {
             vm.net = self.net;
         }
         *timeline = self.timeline.or(timeline.take());
+        *metrics = self.metrics.or(metrics.take());
+        *log_file = self.log_file.or(log_file.take());
         set(log_level, self.log_level);
     }
 }
@@ -363,7 +381,7 @@ mod tests {
     fn every_flag_reaches_its_field() {
         let args = "--kernel k --initrd i --cmdline c --append a --entry pvh --cpus 3 --memory 2G --hugepages 2M \
                     --memory-backing shared --serial file:log --on-reboot restart --grace 1500ms --timeout 2m \
-                    --timeline t.json --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly --net tap=t --net fd=3 \
+                    --timeline t.json --metrics m.json --log-file l --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly --net tap=t --net fd=3 \
                     --vsock cid=7,socket=v.sock";
         let args: Vec<_> = args.split_whitespace().collect();
         let expected = RunConfig {
@@ -396,6 +414,8 @@ mod tests {
                 }),
             },
             timeline: Some("t.json".into()),
+            metrics: Some("m.json".into()),
+            log_file: Some("l".into()),
             log_level: LevelFilter::Debug,
         };
         assert_eq!(parse(&args).unwrap(), expected);

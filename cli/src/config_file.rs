@@ -22,7 +22,7 @@ use crate::report::{self, Failure};
 const MAX_SIZE: u64 = 1 << 20;
 
 /// Keys that are the command line's, not the library's.
-const OWN_KEYS: [&str; 2] = ["timeline", "log-level"];
+const OWN_KEYS: [&str; 4] = ["timeline", "metrics", "log-file", "log-level"];
 
 /// How alike a wrong name and the right one are at least, from 0 to 1 (Jaro-Winkler).
 const LIKENESS: f64 = 0.8;
@@ -44,10 +44,16 @@ pub(crate) fn to_toml(config: &RunConfig) -> Result<String, Failure> {
     struct Own<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         timeline: Option<&'a Path>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        metrics: Option<&'a Path>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        log_file: Option<&'a Path>,
         log_level: String,
     }
     let own = Own {
         timeline: config.timeline.as_deref(),
+        metrics: config.metrics.as_deref(),
+        log_file: config.log_file.as_deref(),
         log_level: config.log_level.as_str().to_lowercase(),
     };
     let cannot = |err: toml::ser::Error| {
@@ -78,13 +84,12 @@ fn read(path: &Path) -> Result<String, Failure> {
 
 fn parse(text: &str) -> Result<RunConfig, Problem> {
     let mut table = DeTable::parse(text).map_err(|err| Problem::of_toml(&err, text))?;
-    let mut config = RunConfig::default();
-    if let Some((value, span)) = take_string(&mut table, "timeline")? {
-        if value.is_empty() {
-            return Err(Problem::new("timeline is an empty path", Some(span)));
-        }
-        config.timeline = Some(PathBuf::from(value));
-    }
+    let mut config = RunConfig {
+        timeline: take_path(&mut table, "timeline")?,
+        metrics: take_path(&mut table, "metrics")?,
+        log_file: take_path(&mut table, "log-file")?,
+        ..RunConfig::default()
+    };
     if let Some((value, span)) = take_string(&mut table, "log-level")? {
         let known = LOG_LEVELS.contains(&value.as_str());
         config.log_level = LevelFilter::from_str(&value)
@@ -98,6 +103,19 @@ fn parse(text: &str) -> Result<RunConfig, Problem> {
     let deserializer = toml::Deserializer::from(table);
     config.vm = VmConfig::deserialize(deserializer).map_err(|err| Problem::of_toml(&err, text))?;
     Ok(config)
+}
+
+/// Takes a key of the command line's own that is a path.
+fn take_path(
+    table: &mut Spanned<DeTable<'_>>,
+    key: &'static str,
+) -> Result<Option<PathBuf>, Problem> {
+    match take_string(table, key)? {
+        Some((value, span)) if value.is_empty() => {
+            Err(Problem::new(format!("{key} is an empty path"), Some(span)))
+        }
+        found => Ok(found.map(|(value, _)| PathBuf::from(value))),
+    }
 }
 
 /// Takes one of the command line's own keys out of the table.
@@ -124,7 +142,13 @@ fn take_string(
 /// Relative paths start at the file's own directory, so that a file means the same wherever it is used from.
 fn start_paths_at(directory: &Path, config: &mut RunConfig) {
     let place = |path: &mut PathBuf| *path = directory.join(&*path);
-    let RunConfig { vm, timeline, .. } = config;
+    let RunConfig {
+        vm,
+        timeline,
+        metrics,
+        log_file,
+        log_level: _,
+    } = config;
     vm.kernel.iter_mut().for_each(place);
     vm.initrd.iter_mut().for_each(place);
     vm.disk
@@ -135,8 +159,10 @@ fn start_paths_at(directory: &Path, config: &mut RunConfig) {
         .iter_mut()
         .map(|vsock| &mut vsock.socket)
         .for_each(place);
+    log_file.iter_mut().for_each(place);
     timeline
         .iter_mut()
+        .chain(metrics)
         .filter(|path| path.as_os_str() != "-")
         .for_each(place);
     if let SerialConfig::File(path) | SerialConfig::Socket(path) = &mut vm.serial {
@@ -258,19 +284,21 @@ mod tests {
     fn a_file_says_what_flags_say() {
         let config = parse(
             "kernel = \"vmlinuz\"\nmemory = \"1G\"\ncpus = 2\non-reboot = \"restart\"\n\
-             timeline = \"t.json\"\nlog-level = \"info\"\n",
+             timeline = \"t.json\"\nmetrics = \"m.json\"\nlog-file = \"l\"\nlog-level = \"info\"\n",
         )
         .unwrap();
         assert_eq!(config.vm.memory, MemorySize::mib(1024));
         assert_eq!(config.vm.on_reboot, OnReboot::Restart);
         assert_eq!(config.timeline.as_deref(), Some(Path::new("t.json")));
+        assert_eq!(config.metrics.as_deref(), Some(Path::new("m.json")));
+        assert_eq!(config.log_file.as_deref(), Some(Path::new("l")));
         assert_eq!(config.log_level, LevelFilter::Info);
     }
 
     #[test]
     fn what_is_printed_is_read_again() {
         let text = "kernel = \"/k\"\ninitrd = \"/i\"\nappend = \"a\\\"b\"\nhugepages = \"2M\"\n\
-                    serial = \"socket:/s\"\ntimeout = \"90s\"\ntimeline = \"-\"\nlog-level = \"trace\"\nrng = false\n\
+                    serial = \"socket:/s\"\ntimeout = \"90s\"\ntimeline = \"-\"\nmetrics = \"/m\"\nlog-file = \"/l\"\nlog-level = \"trace\"\nrng = false\n\
                     [[disk]]\npath = \"/d\"\nqueues = 2\nengine = \"io_uring\"\ndirect = true\nlock = false\nsize = \"1G\"\ncache = \"unsafe\"\n\
                     [[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:01\"\nmtu = 1400\n[[net]]\nfd = 3\nid = \"lan\"\n\
                     [vsock]\ncid = 3\nsocket = \"/v\"\n";
@@ -342,13 +370,15 @@ mod tests {
     #[test]
     fn paths_start_at_the_file() {
         let mut config =
-            parse("kernel = \"k\"\ninitrd = \"/i\"\nserial = \"file:log\"\ntimeline = \"-\"\n[[disk]]\npath = \"d\"\n[vsock]\ncid = 3\nsocket = \"v\"\n")
+            parse("kernel = \"k\"\ninitrd = \"/i\"\nserial = \"file:log\"\ntimeline = \"-\"\nmetrics = \"m\"\nlog-file = \"l\"\n[[disk]]\npath = \"d\"\n[vsock]\ncid = 3\nsocket = \"v\"\n")
                 .unwrap();
         start_paths_at(Path::new("/etc/vm"), &mut config);
         assert_eq!(config.vm.kernel.as_deref(), Some(Path::new("/etc/vm/k")));
         assert_eq!(config.vm.initrd.as_deref(), Some(Path::new("/i")));
         assert_eq!(config.vm.serial, SerialConfig::File("/etc/vm/log".into()));
         assert_eq!(config.timeline.as_deref(), Some(Path::new("-")));
+        assert_eq!(config.metrics.as_deref(), Some(Path::new("/etc/vm/m")));
+        assert_eq!(config.log_file.as_deref(), Some(Path::new("/etc/vm/l")));
         assert_eq!(config.vm.disk[0].path, Path::new("/etc/vm/d"));
         let socket = config.vm.vsock.map(|vsock| vsock.socket);
         assert_eq!(socket.as_deref(), Some(Path::new("/etc/vm/v")));

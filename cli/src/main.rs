@@ -11,8 +11,10 @@ mod disk_arg;
 mod doctor;
 #[cfg(not(test))]
 mod entry;
+mod footprint;
 mod key_list;
 mod logger;
+mod metrics;
 mod net_arg;
 mod paint;
 mod report;
@@ -22,6 +24,11 @@ mod terminal;
 mod timeline;
 mod usage;
 mod vsock_arg;
+
+// Nothing but the C library, as an archive (build.rs).
+#[cfg(static_libc)]
+#[link(name = "c", kind = "static", modifiers = "-bundle")]
+unsafe extern "C" {}
 
 use std::ffi::OsStr;
 

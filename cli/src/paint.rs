@@ -38,7 +38,7 @@ impl Paint {
         }
     }
 
-    #[cfg(test)]
+    /// For nobody's eyes.
     pub(crate) fn plain() -> Self {
         Self { colour: false }
     }

@@ -2,18 +2,20 @@
 
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use ampoule_vmm::config::{ConfigError, SerialConfig};
 use ampoule_vmm::console::{FdSink, SerialEnds};
 use ampoule_vmm::{ExitReason, GuestPanic, Timeline, Vm, VmBuilder};
 
 use crate::args::{RunArgs, RunConfig};
+use crate::metrics::MetricsSink;
 use crate::report::{self, Failure};
 use crate::signals::{FirstSignal, SignalSet, Signals};
 use crate::terminal::RawMode;
 use crate::terminal::input::{self, QuitAsked};
 use crate::timeline::TimelineSink;
-use crate::{EXIT_FAILURE, config_file, logger};
+use crate::{EXIT_FAILURE, config_file, footprint::Trim, logger};
 
 /// The guest ran for longer than `--timeout`.
 const EXIT_TIMEOUT: u8 = 124;
@@ -31,19 +33,25 @@ pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
     if print_config {
         return print(&config);
     }
-    logger::install(config.log_level);
+    logger::install(config.log_level, config.log_file.as_deref())?;
     let sink = config
         .timeline
         .as_deref()
         .map(TimelineSink::open)
         .transpose()?;
+    let metrics = config.metrics.as_deref().map(MetricsSink::open);
+    let metrics = metrics.transpose()?.map(Arc::new);
     let RunConfig { vm: config, .. } = config;
-    let prepared = Prepared::new(config, timeline)?;
+    let prepared = Prepared::new(config, timeline, metrics.clone())?;
     let handle = prepared.vm.handle();
     let ending = prepared.run()?;
     let code = ending.tell();
+    let outcome = ending.reason.to_string();
+    if let Some(metrics) = metrics {
+        metrics.write_ended(&handle.metrics(), &outcome, code)?;
+    }
     if let Some(sink) = sink {
-        sink.write(handle.timeline(), &ending.reason.to_string(), code)?;
+        sink.write(handle.timeline(), &outcome, code)?;
     }
     Ok(code)
 }
@@ -70,7 +78,11 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(config: ampoule_vmm::config::VmConfig, timeline: Timeline) -> Result<Self, Failure> {
+    fn new(
+        config: ampoule_vmm::config::VmConfig,
+        timeline: Timeline,
+        metrics: Option<Arc<MetricsSink>>,
+    ) -> Result<Self, Failure> {
         let host = |what: &'static str| {
             move |err: std::io::Error| {
                 Failure::new(format!("cannot set up {what}: {}", report::io_text(&err)))
@@ -81,10 +93,11 @@ impl Prepared {
         let shares_terminal =
             on_stdio && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
         let (source, signals, first_signal) =
-            Signals::new(config.grace.as_duration()).map_err(host("signals"))?;
+            Signals::new(config.grace.as_duration(), metrics).map_err(host("signals"))?;
         let mut builder = VmBuilder::new(config)
             .timeline(timeline)
-            .control_source(source);
+            .control_source(source)
+            .control_source(Trim::new().map_err(host("a timer"))?);
         let mut quit = None;
         if interactive {
             let (keys, quit_key, asked) = input::keys().map_err(host("the terminal"))?;

@@ -1,6 +1,7 @@
 //! Signals that ask the process to end, or to give the terminal away for a while.
 //!
 //! They arrive through a signalfd on the VM's control thread, so that no handler runs and no thread is interrupted.
+//! SIGUSR1 writes the metrics, where there is a place for them.
 //! SIGTERM, SIGINT and SIGHUP press the guest's power button; the second of them, whichever it is, stops the VM at once.
 //! Reference: signalfd(2).
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use ampoule_vmm::{ControlSource, VmHandle};
 use libc::{c_int, signalfd_siginfo, sigset_t};
 
+use crate::metrics::MetricsSink;
 use crate::terminal;
 
 /// Signals that ask for an end.
@@ -27,6 +29,7 @@ pub(crate) struct Signals {
     fd: File,
     grace: Duration,
     first: FirstSignal,
+    metrics: Option<Arc<MetricsSink>>,
 }
 
 /// The first signal that asked for an end, where one did.
@@ -53,7 +56,7 @@ impl FirstSignal {
 pub(crate) struct SignalSet(sigset_t);
 
 impl SignalSet {
-    fn new() -> Self {
+    fn new(more: Option<c_int>) -> Self {
         let mut set = MaybeUninit::uninit();
         // SAFETY: the pointer is valid; sigemptyset fills the set and cannot fail.
         let mut set = unsafe {
@@ -63,6 +66,7 @@ impl SignalSet {
         for signal in ENDING
             .into_iter()
             .chain(JOB_CONTROL)
+            .chain(more)
             .filter(|signal| !is_ignored(*signal))
         {
             // SAFETY: the set is initialised and the signal number valid.
@@ -93,8 +97,11 @@ fn is_ignored(signal: c_int) -> bool {
 
 impl Signals {
     /// A guest whose power button was pressed has `grace` to power off.
-    pub(crate) fn new(grace: Duration) -> io::Result<(Self, SignalSet, FirstSignal)> {
-        let set = SignalSet::new();
+    pub(crate) fn new(
+        grace: Duration,
+        metrics: Option<Arc<MetricsSink>>,
+    ) -> io::Result<(Self, SignalSet, FirstSignal)> {
+        let set = SignalSet::new(metrics.as_ref().map(|_| libc::SIGUSR1));
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         // SAFETY: the set is initialised; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set.0, flags) };
@@ -109,6 +116,7 @@ impl Signals {
                 fd,
                 grace,
                 first: first.clone(),
+                metrics,
             },
             set,
             first,
@@ -158,6 +166,11 @@ impl ControlSource for Signals {
                         terminal::enter_again();
                     }
                 }
+                libc::SIGUSR1 => {
+                    if let Some(metrics) = &self.metrics {
+                        metrics.write_running(&vm.metrics());
+                    }
+                }
                 signal => self.end(signal, vm),
             }
         }
@@ -179,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_blocked_signal_is_read_from_the_descriptor() {
-        let (mut signals, set, _) = Signals::new(Duration::ZERO).unwrap();
+        let (mut signals, set, _) = Signals::new(Duration::ZERO, None).unwrap();
         set.block().unwrap();
         assert_eq!(signals.next(), None);
         // SAFETY: the calls take no pointer; the signal is blocked on this thread, to which it is sent.

@@ -9,10 +9,12 @@
 //! nowhere, and both are counted. There is no log line for them; a guest could print without end.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use serde::Serialize;
 use thiserror::Error;
+
+use crate::metrics::Counter;
 
 /// A device that answers at a range of addresses.
 ///
@@ -95,12 +97,29 @@ pub enum BusError {
 }
 
 /// How many accesses found no device, since the bus was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Unclaimed {
     /// Reads, answered with all ones.
     pub reads: u64,
     /// Writes, dropped.
     pub writes: u64,
+}
+
+/// Counts them; may outlive the bus.
+#[derive(Debug, Default)]
+pub struct UnclaimedCounters {
+    reads: Counter,
+    writes: Counter,
+}
+
+impl UnclaimedCounters {
+    /// How many there were.
+    pub fn get(&self) -> Unclaimed {
+        Unclaimed {
+            reads: self.reads.get(),
+            writes: self.writes.get(),
+        }
+    }
 }
 
 struct Entry {
@@ -113,8 +132,7 @@ struct Entry {
 pub struct Bus {
     /// Sorted by base; no two ranges overlap.
     entries: RwLock<Vec<Entry>>,
-    unclaimed_reads: AtomicU64,
-    unclaimed_writes: AtomicU64,
+    unclaimed: Arc<UnclaimedCounters>,
 }
 
 impl Bus {
@@ -168,7 +186,7 @@ impl Bus {
             Some((device, offset)) => device.read(offset, data),
             None => {
                 data.fill(0xff);
-                self.unclaimed_reads.fetch_add(1, Ordering::Relaxed);
+                self.unclaimed.reads.add(1);
             }
         }
     }
@@ -178,17 +196,19 @@ impl Bus {
         match self.find(address, data.len()) {
             Some((device, offset)) => device.write(offset, data),
             None => {
-                self.unclaimed_writes.fetch_add(1, Ordering::Relaxed);
+                self.unclaimed.writes.add(1);
             }
         }
     }
 
     /// How many accesses found no device.
     pub fn unclaimed(&self) -> Unclaimed {
-        Unclaimed {
-            reads: self.unclaimed_reads.load(Ordering::Relaxed),
-            writes: self.unclaimed_writes.load(Ordering::Relaxed),
-        }
+        self.unclaimed.get()
+    }
+
+    /// The counters of [`Self::unclaimed`].
+    pub fn unclaimed_counters(&self) -> Arc<UnclaimedCounters> {
+        self.unclaimed.clone()
     }
 
     /// The device that has all of an access, and the access's offset in it.

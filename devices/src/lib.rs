@@ -14,6 +14,8 @@ pub mod bus;
 pub mod console;
 pub mod interrupt;
 pub mod legacy;
+pub mod metrics;
+pub mod rate_limiter;
 pub mod virtio;
 
 /// An error with its causes, on one line.

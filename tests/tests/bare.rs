@@ -7,6 +7,8 @@ mod config;
 mod driver;
 #[path = "bare/ends.rs"]
 mod ends;
+#[path = "bare/insight.rs"]
+mod insight;
 #[path = "bare/platform.rs"]
 mod platform;
 #[path = "bare/serial.rs"]
@@ -97,10 +99,16 @@ fn main() -> ExitCode {
             the_printed_configuration_means_the_same
             huge_pages_that_the_host_has_not_are_a_clear_error
             exhausted_limits_are_clean_errors;
+        insight:
+            what_a_disk_did_is_counted
+            counts_are_written_when_asked_for_and_go_on_over_a_restart
+            counts_follow_the_console_on_standard_output
+            messages_go_to_their_file_with_their_times
+            files_that_cannot_be_written_are_told_before_the_start;
         virtio:
             a_disk_is_read_and_written
             a_disk_that_is_read_only_or_too_small_fails_requests_only
             a_disk_is_one_vms_and_made_where_asked_for;
     };
-    harness::main(Needs::Kvm, tests, driver::ampoule())
+    harness::main([(Needs::Kvm, tests)], driver::ampoule())
 }

@@ -43,6 +43,7 @@ mod token {
     pub(super) const INPUT: u32 = 4;
     pub(super) const INPUT_SPACE: u32 = 5;
     pub(super) const CLIENT: u32 = 6;
+    pub(super) const WORKERS: u32 = 7;
     pub(super) const SOURCES: u32 = 16;
 }
 
@@ -280,6 +281,19 @@ impl Control {
         self.give_input();
     }
 
+    /// Does what virtio devices have to do that have no thread of their own.
+    fn dispatch_workers(&self, ops: &mut EventOps) {
+        if let Some(workers) = &self.blueprint.workers
+            && let Err(err) = workers.dispatch(0)
+        {
+            log::error!("virtio devices stop: {err}");
+            let events = Events::with_data_raw(workers.as_raw_fd(), token::WORKERS, EventSet::IN);
+            if let Err(err) = ops.remove(events) {
+                log::error!("the control thread cannot go on without them: {err}");
+            }
+        }
+    }
+
     /// Waits on input only while the guest can take some, and on the sink only while it is blocked.
     fn update_interest(&mut self, blocked: bool, ops: &mut EventOps) {
         let input = self.console.input_fd().filter(|_| self.pending.is_empty());
@@ -307,6 +321,7 @@ impl MutEventSubscriber for Control {
             token::INPUT => self.read_input(),
             token::CLIENT => self.console.accept(),
             token::SINK => {}
+            token::WORKERS => self.dispatch_workers(ops),
             source => {
                 let index = source.saturating_sub(token::SOURCES) as usize;
                 if let Some(source) = self.sources.get_mut(index) {
@@ -329,6 +344,8 @@ impl MutEventSubscriber for Control {
             ),
             (self.blueprint.input_space.as_raw_fd(), token::INPUT_SPACE),
         ];
+        let workers = self.blueprint.workers.as_ref();
+        fixed.extend(workers.map(|workers| (workers.as_raw_fd(), token::WORKERS)));
         fixed.extend(self.console.listener().map(|fd| (fd, token::CLIENT)));
         let sources = self.sources.iter().zip(token::SOURCES..);
         fixed.extend(sources.map(|(source, token)| (source.fd(), token)));

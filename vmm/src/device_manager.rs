@@ -19,12 +19,13 @@ use ampoule_devices::legacy::pvpanic::{PvPanic, PvPanicEvent};
 use ampoule_devices::legacy::rtc::Rtc;
 use ampoule_devices::legacy::serial::Serial;
 
+use ampoule_devices::virtio::DeviceMetrics;
 use ampoule_devices::virtio::transport::mmio::{MmioTransport, register};
 
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::handle::Shared;
-use crate::io_thread::IoThread;
+use crate::io_thread::WorkerLoop;
 use crate::kvm::VmFd;
 use crate::memory::GuestRam;
 use crate::resource_allocator::ResourceAllocator;
@@ -40,6 +41,8 @@ pub(crate) struct DeviceManager {
     pub(crate) serial: Arc<Serial>,
     /// The ACPI power registers and button.
     pub(crate) power: Arc<AcpiPower>,
+    /// The counters of the virtio devices.
+    pub(crate) metrics: Vec<Arc<DeviceMetrics>>,
     /// What ACPI says of the devices.
     pub(crate) descriptions: Vec<DeviceInfo>,
 }
@@ -84,6 +87,7 @@ impl DeviceManager {
             mmio: Arc::new(Bus::new()),
             serial: serial.clone(),
             power: power.clone(),
+            metrics: Vec::new(),
             descriptions: Vec::new(),
         };
         let com1 = (layout::COM1_PORT, layout::COM1_LEN);
@@ -106,7 +110,7 @@ impl DeviceManager {
         &mut self,
         vm: &VmFd,
         ram: &GuestRam,
-        host: &Arc<IoThread>,
+        host: &Arc<WorkerLoop>,
         devices: Vec<NamedDevice>,
     ) -> Result<(), Error> {
         let mut resources = ResourceAllocator::default();
@@ -115,8 +119,9 @@ impl DeviceManager {
             let irq = Arc::new(line(vm, slot.gsi)?);
             let transport = MmioTransport::new(name, device, ram.clone(), host.clone(), irq)
                 .map_err(Error::host("virtio device"))?;
-            for (index, event) in (0..).zip(transport.notifications()) {
-                vm.register_ioevent(event, slot.base + register::QUEUE_NOTIFY, index)?;
+            self.metrics.push(transport.metrics().clone());
+            for (index, queue) in (0..).zip(transport.notifications()) {
+                vm.register_ioevent(queue.event(), slot.base + register::QUEUE_NOTIFY, index)?;
             }
             let size = layout::VIRTIO_MMIO_SLOT_SIZE;
             self.mmio

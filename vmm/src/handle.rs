@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use ampoule_devices::console::ConsoleOutput;
 use ampoule_devices::legacy::power::AcpiPower;
 
 use crate::exit::{ExitLatch, ExitReason};
 use crate::guest_watch::GuestWatch;
+use crate::metrics::{Metrics, Registry};
 use crate::timeline::Timeline;
 
 /// A VM, as its owner sees it: cheap to clone, and safe to use from any thread, before the start, during the run and after
@@ -27,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) timeline: Arc<Timeline>,
     /// What the guest's console gave away.
     pub(crate) watch: Arc<GuestWatch>,
+    /// What is counted.
+    pub(crate) metrics: Registry,
     /// Wakes the control thread, when it should look at its deadlines again.
     pub(crate) wake: EventFd,
     /// The present machine's power button; a restart brings another.
@@ -46,13 +50,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(timeline: Arc<Timeline>) -> io::Result<Self> {
+    pub(crate) fn new(
+        timeline: Arc<Timeline>,
+        consoles: Vec<(&'static str, Arc<ConsoleOutput>)>,
+    ) -> io::Result<Self> {
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let watch = Arc::new(GuestWatch::new(timeline.clone(), wake.try_clone()?));
         Ok(Self {
             latch: Arc::new(ExitLatch::new()?),
             timeline,
             watch,
+            metrics: Registry::new(consoles),
             wake,
             power: Mutex::new(None),
             stop_at: Mutex::new(None),
@@ -134,6 +142,11 @@ impl VmHandle {
     /// The reason of its end, once there is one.
     pub fn exit_reason(&self) -> Option<ExitReason> {
         lock(&self.shared.outcome).clone()
+    }
+
+    /// What has been counted since the VM's first start.
+    pub fn metrics(&self) -> Metrics {
+        self.shared.metrics.metrics()
     }
 
     /// When things happened.

@@ -1,227 +1,458 @@
-//! The I/O thread: one event loop for the workers of a machine's virtio devices.
+//! Where the workers of a machine's virtio devices run: an event loop, and a thread for it.
 //!
-//! The thread, named `io`, owns the workers. vCPU threads start and stop workers by calls that it carries out between two
-//! events and waits for neither; it takes no lock that another thread holds, so that the calls always return. A worker that
-//! fails or panics is put aside until its device is reset; the others go on.
+//! A [`WorkerLoop`] is an epoll instance and the workers that wait on it. Whoever calls [`WorkerLoop::dispatch`] runs them: an
+//! [`IoThread`], named `io`, or the control thread, where a machine has none but devices of little work. vCPU threads start and
+//! stop workers. A worker has a lock of its own, which is held while it works, and a stop waits for that; before, it takes the
+//! worker off the list, so that it waits for one call at most, however often the driver notifies. The list's lock is a leaf. A
+//! worker that fails or panics is put aside until its device is reset; the others go on.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use event_manager::{
-    EventManager, EventOps, EventSet, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId,
-};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use ampoule_devices::virtio::queue::ActiveQueue;
-use ampoule_devices::virtio::{VirtioWorker, WorkerError, WorkerHost, WorkerId};
+use ampoule_devices::virtio::{Notification, VirtioWorker, WorkerError, WorkerHost, WorkerId};
 
 /// Tokens of queues have this bit; those of a worker's own events are below.
 const QUEUE: u32 = 1 << 16;
 
+/// Events that one turn takes.
+const EVENTS: usize = 32;
+
+/// What the event data of a loop's own wake-up is; no worker has this number.
+const KICK: u64 = u64::MAX;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A worker and what it waits for.
 struct Runner {
-    id: WorkerId,
-    worker: Box<dyn VirtioWorker>,
-    notifications: Vec<(u16, Arc<EventFd>)>,
+    /// None when it has been stopped.
+    worker: Option<Box<dyn VirtioWorker>>,
+    notifications: Vec<(u16, Arc<Notification>)>,
+    /// The descriptors that the loop waits on for it.
+    waited: Vec<RawFd>,
     /// Tells the device that the worker is broken; none when it is.
     broken: Option<Box<dyn FnOnce(WorkerError) + Send>>,
 }
 
 impl Runner {
-    fn handle(&mut self, token: u32, events: EventSet) -> Result<(), WorkerError> {
-        if token & QUEUE == 0 {
-            return self.worker.process_event(token, events);
-        }
-        let index = token as u16;
-        for (_, event) in self.notifications.iter().filter(|(it, _)| *it == index) {
-            // Nothing to read: the notification was taken before.
-            let _ = event.read();
-        }
-        self.worker.process_queue(index)
-    }
-
-    /// Every descriptor that it waits on, with its token.
-    fn events(&self) -> Vec<Events> {
-        let queues = self.notifications.iter().map(|(index, event)| {
-            Events::with_data(&**event, QUEUE | u32::from(*index), EventSet::IN)
+    /// Every descriptor that it wants to wait on, with its token.
+    fn events(&self) -> Vec<(RawFd, u32, EventSet)> {
+        let queues = self.notifications.iter();
+        let queues = queues.map(|(index, queue)| {
+            (
+                queue.event().as_raw_fd(),
+                QUEUE | u32::from(*index),
+                EventSet::IN,
+            )
         });
-        let own = self.worker.event_sources().into_iter();
+        let own = self.worker.iter().flat_map(|it| it.event_sources());
         queues
-            .chain(own.map(|source| {
-                Events::with_data_raw(source.fd, source.token & (QUEUE - 1), source.events)
-            }))
+            .chain(own.map(|source| (source.fd, source.token & (QUEUE - 1), source.events)))
             .collect()
     }
-}
 
-impl MutEventSubscriber for Runner {
-    fn process(&mut self, events: Events, ops: &mut EventOps) {
+    fn handle(&mut self, token: u32, events: EventSet) -> Result<(), WorkerError> {
+        let Some(worker) = &mut self.worker else {
+            return Ok(());
+        };
+        if token & QUEUE == 0 {
+            return worker.process_event(token, events);
+        }
+        let index = token as u16;
+        for (_, queue) in self.notifications.iter().filter(|(it, _)| *it == index) {
+            // Nothing there: the notification was taken before.
+            queue.take();
+        }
+        worker.process_queue(index)
+    }
+
+    /// Handles an event; a worker that cannot goes out of the loop.
+    fn run(&mut self, token: u32, events: EventSet, epoll: &Epoll) {
         if self.broken.is_none() {
             return;
         }
-        let (token, set) = (events.data(), events.event_set());
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.handle(token, set)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.handle(token, events)));
         let error = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
             // The hook has printed where and why.
             Err(_) => WorkerError::Host(io::Error::other("the device panicked")),
         };
-        for events in self.events() {
-            if let Err(err) = ops.remove(events) {
-                log::debug!("a worker's event was not waited for: {err}");
-            }
-        }
+        self.leave(epoll);
         if let Some(broken) = self.broken.take() {
             broken(error);
         }
     }
 
-    fn init(&mut self, ops: &mut EventOps) {
-        for events in self.events() {
-            if let Err(err) = ops.add(events)
-                && let Some(broken) = self.broken.take()
-            {
-                broken(WorkerError::Host(io::Error::other(err)));
+    fn leave(&mut self, epoll: &Epoll) {
+        for fd in self.waited.drain(..) {
+            let removed = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+            if let Err(err) = removed {
+                log::debug!("a worker's event was not waited for: {err}");
             }
         }
-        // What the driver made available before it was ready has been notified to nobody.
-        for (_, event) in &self.notifications {
-            let _ = event.write(1);
-        }
     }
 }
 
-type Manager = EventManager<Runner>;
-
-/// One I/O thread of a machine.
-pub(crate) struct IoThread {
-    endpoint: RemoteEndpoint<Runner>,
-    /// The loop, until the thread has it.
-    manager: Mutex<Option<Manager>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    state: Arc<State>,
+/// A worker on the list of a loop.
+struct Entry {
+    number: u32,
+    runner: Mutex<Runner>,
 }
 
+/// The workers of a loop.
 #[derive(Default)]
-struct State {
-    quit: AtomicBool,
-    ids: Mutex<Vec<(WorkerId, SubscriberId)>>,
-    last: std::sync::atomic::AtomicU64,
+struct Workers {
+    list: Vec<Arc<Entry>>,
+    last: u32,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+impl Workers {
+    fn position(&self, number: u32) -> Option<usize> {
+        self.list.iter().position(|entry| entry.number == number)
+    }
 
-fn to_io(err: event_manager::Error) -> io::Error {
-    match err {
-        event_manager::Error::Epoll(err) => err.into(),
-        other => io::Error::other(other),
+    fn add(&mut self, runner: Runner) -> Arc<Entry> {
+        // A driver may reset its device as often as there are numbers.
+        while self.position(self.last).is_some() {
+            self.last = self.last.wrapping_add(1);
+        }
+        let entry = Arc::new(Entry {
+            number: self.last,
+            runner: Mutex::new(runner),
+        });
+        self.last = self.last.wrapping_add(1);
+        self.list.push(entry.clone());
+        entry
     }
 }
 
-impl IoThread {
-    /// The loop, without a thread yet.
+/// An event loop of workers. It runs on whatever thread dispatches it.
+pub(crate) struct WorkerLoop {
+    epoll: Epoll,
+    workers: Mutex<Workers>,
+}
+
+impl WorkerLoop {
+    /// A loop without workers.
     ///
     /// # Errors
     /// The host has no descriptors left.
     pub(crate) fn new() -> io::Result<Self> {
-        let manager = Manager::new().map_err(to_io)?;
         Ok(Self {
-            endpoint: manager.remote_endpoint(),
-            manager: Mutex::new(Some(manager)),
-            thread: Mutex::new(None),
-            state: Arc::default(),
+            epoll: Epoll::new()?,
+            workers: Mutex::default(),
         })
     }
 
-    /// Starts the thread. Before it, workers can neither be started nor stopped.
+    /// Waits for events, at most for `timeout` milliseconds, for ever if that is negative, and has the workers handle them.
+    ///
+    /// # Errors
+    /// The host cannot wait.
+    pub(crate) fn dispatch(&self, timeout: i32) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); EVENTS];
+        let count = match self.epoll.wait(timeout, &mut events) {
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => 0,
+            result => result?,
+        };
+        for event in &events[..count] {
+            let (number, token) = ((event.data() >> 32) as u32, event.data() as u32);
+            let entry = {
+                let workers = lock(&self.workers);
+                let at = workers.position(number);
+                at.map(|at| workers.list[at].clone())
+            };
+            // One that is gone has been stopped since.
+            if let Some(entry) = entry {
+                lock(&entry.runner).run(token, event.event_set(), &self.epoll);
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_on(&self, fd: RawFd, data: u64, events: EventSet) -> io::Result<()> {
+        let event = EpollEvent::new(events, data);
+        self.epoll.ctl(ControlOperation::Add, fd, event)
+    }
+}
+
+impl AsRawFd for WorkerLoop {
+    /// Readable when there is something to dispatch.
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+}
+
+impl WorkerHost for WorkerLoop {
+    fn start(
+        &self,
+        worker: Box<dyn VirtioWorker>,
+        notifications: Vec<(u16, Arc<Notification>)>,
+        broken: Box<dyn FnOnce(WorkerError) + Send>,
+    ) -> io::Result<WorkerId> {
+        let entry = lock(&self.workers).add(Runner {
+            worker: Some(worker),
+            notifications,
+            waited: Vec::new(),
+            broken: Some(broken),
+        });
+        let id = WorkerId(entry.number.into());
+        let mut runner = lock(&entry.runner);
+        for (fd, token, events) in runner.events() {
+            let data = u64::from(entry.number) << 32 | u64::from(token);
+            if let Err(err) = self.wait_on(fd, data, events) {
+                drop(runner);
+                drop(self.stop(id));
+                return Err(err);
+            }
+            runner.waited.push(fd);
+        }
+        // What the driver made available before it was ready has been notified to nobody.
+        let rung = runner
+            .notifications
+            .iter()
+            .try_for_each(|(_, queue)| queue.ring());
+        drop(runner);
+        if let Err(err) = rung {
+            drop(self.stop(id));
+            return Err(err);
+        }
+        Ok(id)
+    }
+
+    fn stop(&self, id: WorkerId) -> Vec<ActiveQueue> {
+        let entry = {
+            let mut workers = lock(&self.workers);
+            let at = u32::try_from(id.0).ok();
+            match at.and_then(|number| workers.position(number)) {
+                Some(at) => workers.list.swap_remove(at),
+                None => return Vec::new(),
+            }
+        };
+        let mut runner = lock(&entry.runner);
+        runner.leave(&self.epoll);
+        let Some(worker) = runner.worker.take() else {
+            return Vec::new();
+        };
+        // A worker that panicked before may do so again.
+        catch_unwind(AssertUnwindSafe(|| worker.stop())).unwrap_or_default()
+    }
+}
+
+/// A thread that dispatches a loop. Dropping it ends the thread.
+pub(crate) struct IoThread {
+    workers: Arc<WorkerLoop>,
+    thread: Option<JoinHandle<()>>,
+    quit: Arc<AtomicBool>,
+    kick: EventFd,
+}
+
+impl IoThread {
+    /// A loop, without its thread yet.
+    ///
+    /// # Errors
+    /// The host has no descriptors left.
+    pub(crate) fn new() -> io::Result<Self> {
+        let workers = WorkerLoop::new()?;
+        let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        workers.wait_on(kick.as_raw_fd(), KICK, EventSet::IN)?;
+        Ok(Self {
+            workers: Arc::new(workers),
+            thread: None,
+            quit: Arc::default(),
+            kick,
+        })
+    }
+
+    /// Its loop.
+    pub(crate) fn workers(&self) -> &Arc<WorkerLoop> {
+        &self.workers
+    }
+
+    /// Starts the thread.
     ///
     /// # Errors
     /// The host refuses the thread.
-    pub(crate) fn start(&self) -> io::Result<()> {
-        let Some(mut manager) = lock(&self.manager).take() else {
-            return Ok(());
-        };
-        let state = self.state.clone();
+    pub(crate) fn start(&mut self) -> io::Result<()> {
+        let (quit, workers) = (self.quit.clone(), self.workers.clone());
         let thread = thread::Builder::new()
             .name("io".into())
             .stack_size(256 << 10)
             .spawn(move || {
-                while !state.quit.load(Ordering::Acquire) {
-                    if let Err(err) = manager.run() {
+                while !quit.load(Ordering::Acquire) {
+                    if let Err(err) = workers.dispatch(-1) {
                         log::error!("the I/O thread cannot wait: {err}");
                         return;
                     }
                 }
             })?;
-        *lock(&self.thread) = Some(thread);
+        self.thread = Some(thread);
         Ok(())
-    }
-}
-
-impl WorkerHost for IoThread {
-    fn start(
-        &self,
-        worker: Box<dyn VirtioWorker>,
-        notifications: Vec<(u16, Arc<EventFd>)>,
-        broken: Box<dyn FnOnce(WorkerError) + Send>,
-    ) -> io::Result<WorkerId> {
-        let id = WorkerId(self.state.last.fetch_add(1, Ordering::Relaxed));
-        let runner = Runner {
-            id,
-            worker,
-            notifications,
-            broken: Some(broken),
-        };
-        let subscriber = self
-            .endpoint
-            .call_blocking(move |manager| {
-                Ok::<_, event_manager::Error>(manager.add_subscriber(runner))
-            })
-            .map_err(to_io)?;
-        lock(&self.state.ids).push((id, subscriber));
-        Ok(id)
-    }
-
-    fn stop(&self, id: WorkerId) -> Vec<ActiveQueue> {
-        let subscriber = {
-            let mut ids = lock(&self.state.ids);
-            match ids.iter().position(|(known, _)| *known == id) {
-                Some(at) => ids.swap_remove(at).1,
-                None => return Vec::new(),
-            }
-        };
-        let stopped = self.endpoint.call_blocking(move |manager| {
-            let runner = manager.remove_subscriber(subscriber)?;
-            debug_assert_eq!(runner.id, id);
-            // A worker that panicked before may do so again.
-            let queues = catch_unwind(AssertUnwindSafe(|| runner.worker.stop()));
-            Ok::<_, event_manager::Error>(queues.unwrap_or_default())
-        });
-        stopped.unwrap_or_else(|err| {
-            log::error!("a worker cannot be stopped: {err}");
-            Vec::new()
-        })
     }
 }
 
 impl Drop for IoThread {
     fn drop(&mut self) {
-        let Some(thread) = lock(&self.thread).take() else {
+        let Some(thread) = self.thread.take() else {
             return;
         };
-        self.state.quit.store(true, Ordering::Release);
-        if let Err(err) = self.endpoint.kick() {
+        self.quit.store(true, Ordering::Release);
+        if let Err(err) = self.kick.write(1) {
             log::error!("the I/O thread cannot be woken: {err}");
             return;
         }
         if thread.join().is_err() {
             log::error!("the I/O thread panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use ampoule_devices::virtio::EventSource;
+
+    /// Tells what it is called for, and waits for leave to return.
+    struct Told {
+        said: Sender<String>,
+        leave: Receiver<()>,
+        own: Arc<EventFd>,
+    }
+
+    impl Told {
+        fn say(&self, text: String) {
+            self.said.send(text).unwrap();
+            let _ = self.leave.recv();
+        }
+    }
+
+    impl VirtioWorker for Told {
+        fn event_sources(&self) -> Vec<EventSource> {
+            vec![EventSource {
+                fd: self.own.as_raw_fd(),
+                token: 7,
+                events: EventSet::IN | EventSet::EDGE_TRIGGERED,
+            }]
+        }
+
+        fn process_queue(&mut self, index: u16) -> Result<(), WorkerError> {
+            self.say(format!("queue {index}"));
+            match index {
+                1 => Err(io::Error::other("broken").into()),
+                2 => panic!("on purpose"),
+                _ => Ok(()),
+            }
+        }
+
+        fn process_event(&mut self, token: u32, _events: EventSet) -> Result<(), WorkerError> {
+            self.say(format!("event {token}"));
+            Ok(())
+        }
+
+        fn stop(self: Box<Self>) -> Vec<ActiveQueue> {
+            let _ = self.said.send("stopped".into());
+            Vec::new()
+        }
+    }
+
+    fn event() -> Arc<EventFd> {
+        Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap())
+    }
+
+    /// A worker of one queue that has been started, and what it is told by and tells.
+    struct Started {
+        id: WorkerId,
+        notification: Arc<Notification>,
+        own: Arc<EventFd>,
+        said: Receiver<String>,
+        leave: Sender<()>,
+        broken: Receiver<String>,
+    }
+
+    fn start(workers: &WorkerLoop, index: u16) -> Started {
+        let (told, said) = channel();
+        let (leave, may_leave) = channel();
+        let (tell, broken) = channel();
+        let (notification, own) = (Arc::new(Notification::new().unwrap()), event());
+        let worker = Told {
+            said: told,
+            leave: may_leave,
+            own: own.clone(),
+        };
+        let broken_worker = Box::new(move |err: WorkerError| {
+            let _ = tell.send(ampoule_devices::error_chain(&err));
+        });
+        let notifications = vec![(index, notification.clone())];
+        let id = workers.start(Box::new(worker), notifications, broken_worker);
+        Started {
+            id: id.unwrap(),
+            notification,
+            own,
+            said,
+            leave,
+            broken,
+        }
+    }
+
+    #[test]
+    fn a_worker_is_called_for_its_events_until_it_is_stopped() {
+        let mut thread = IoThread::new().unwrap();
+        thread.start().unwrap();
+        let it = start(thread.workers(), 0);
+        // Unasked, for what was there before.
+        assert_eq!(it.said.recv().unwrap(), "queue 0");
+        it.leave.send(()).unwrap();
+        it.own.write(1).unwrap();
+        assert_eq!(it.said.recv().unwrap(), "event 7");
+        it.leave.send(()).unwrap();
+        it.notification.notify();
+        assert_eq!(it.said.recv().unwrap(), "queue 0");
+        // The worker is at work: a stop waits until it is not.
+        thread::scope(|scope| {
+            let stopping = scope.spawn(|| thread.workers().stop(it.id));
+            it.leave.send(()).unwrap();
+            stopping.join().unwrap();
+        });
+        assert_eq!(it.said.recv().unwrap(), "stopped");
+        it.notification.notify();
+        assert!(thread.workers().stop(it.id).is_empty());
+        drop(thread);
+        assert!(it.said.recv().is_err(), "a stopped worker was called");
+    }
+
+    #[test]
+    fn one_that_fails_or_panics_is_put_aside_and_the_others_go_on() {
+        let workers = WorkerLoop::new().unwrap();
+        for (index, reason) in [(1, "broken"), (2, "the device panicked")] {
+            let bad = start(&workers, index);
+            let good = start(&workers, 0);
+            for it in [&bad, &good] {
+                it.leave.send(()).unwrap();
+                it.leave.send(()).unwrap();
+            }
+            workers.dispatch(-1).unwrap();
+            let told = bad.broken.recv().unwrap();
+            assert!(told.contains(reason), "{told}");
+            good.notification.notify();
+            bad.notification.notify();
+            workers.dispatch(-1).unwrap();
+            assert_eq!(good.said.try_iter().count(), 2);
+            assert_eq!(bad.said.try_iter().count(), 1);
+            workers.stop(bad.id);
+            workers.stop(good.id);
+            assert_eq!(bad.said.recv().unwrap(), "stopped");
+        }
+        workers.dispatch(0).unwrap();
     }
 }

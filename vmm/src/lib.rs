@@ -14,6 +14,7 @@
 pub mod config;
 pub mod console;
 pub mod kernel;
+pub mod metrics;
 pub mod probe;
 pub mod timeline;
 

@@ -16,12 +16,13 @@ use crate::config::VmConfig;
 use crate::device_manager::DeviceManager;
 use crate::error::Error;
 use crate::handle::Shared;
-use crate::io_thread::IoThread;
+use crate::io_thread::{IoThread, WorkerLoop};
 use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
 use crate::memory::{self, GuestRam};
+use crate::metrics::{MachineMetrics, VcpuMetrics};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
-use crate::virtio;
+use crate::virtio::{self, Placement};
 
 /// What a machine is built from, and what outlives it.
 pub(crate) struct Blueprint {
@@ -32,6 +33,8 @@ pub(crate) struct Blueprint {
     pub(crate) output: Arc<ConsoleOutput>,
     /// Tells that the serial port can take more input.
     pub(crate) input_space: EventFd,
+    /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
+    pub(crate) workers: Option<Arc<WorkerLoop>>,
 }
 
 /// A machine with its power on.
@@ -42,8 +45,8 @@ pub(crate) struct Machine {
     threads: Vec<VcpuThread>,
     vcpus: Vec<Vcpu>,
     pub(crate) devices: DeviceManager,
-    /// Where virtio devices work; none in a machine without.
-    io: Option<Arc<IoThread>>,
+    /// Where virtio devices work, unless the control thread does it.
+    io: Option<IoThread>,
     _vm: VmFd,
     _ram: GuestRam,
 }
@@ -57,6 +60,7 @@ impl Machine {
             shared,
             output,
             input_space,
+            workers,
         } = blueprint;
         let timeline = &shared.timeline;
 
@@ -69,13 +73,13 @@ impl Machine {
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
         let virtio = virtio::devices(config)?;
-        let io = if virtio.is_empty() {
-            None
-        } else {
-            let io = Arc::new(IoThread::new().map_err(Error::host("I/O thread"))?);
-            devices.add_virtio(&vm, &ram, &io, virtio)?;
-            Some(io)
+        let io = match virtio::placement(config) {
+            Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
+            Placement::Nowhere | Placement::ControlThread => None,
         };
+        if let Some(host) = workers.as_ref().or(io.as_ref().map(IoThread::workers)) {
+            devices.add_virtio(&vm, &ram, host, virtio)?;
+        }
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
 
@@ -84,17 +88,30 @@ impl Machine {
             mmio: devices.mmio.clone(),
             latch: shared.latch.clone(),
             timeline: timeline.clone(),
+            metrics: Arc::default(),
             ram: ram.clone(),
         };
+        let counters: Vec<Arc<VcpuMetrics>> = (0..config.cpus).map(|_| Arc::default()).collect();
         let template = VcpuTemplate::new(kvm, config.cpus)?;
         let vcpus = (0..config.cpus)
-            .map(|index| {
+            .zip(&counters)
+            .map(|(index, counters)| {
                 // The others wait for the first to start them (INIT, SIPI), and have no entry point.
                 let entry = (index == 0).then_some(&entry);
-                template.create(vm.create_vcpu(index)?, index, entry, context.clone())
+                let context = VcpuContext {
+                    metrics: counters.clone(),
+                    ..context.clone()
+                };
+                template.create(vm.create_vcpu(index)?, index, entry, context)
             })
             .collect::<Result<Vec<_>, Error>>()?;
         timeline.host("vcpus");
+        shared.metrics.add_machine(MachineMetrics {
+            vcpus: counters,
+            ports: devices.ports.unclaimed_counters(),
+            mmio: devices.mmio.unclaimed_counters(),
+            devices: devices.metrics.clone(),
+        });
         Ok(Self {
             threads: Vec::new(),
             vcpus,
@@ -108,7 +125,7 @@ impl Machine {
     /// Starts the vCPU threads. The first vCPU's comes last: until it runs, the others wait inside KVM, so that every
     /// thread exists before the guest's first instruction.
     pub(crate) fn start(&mut self) -> Result<(), Error> {
-        if let Some(io) = &self.io {
+        if let Some(io) = &mut self.io {
             io.start().map_err(Error::host("I/O thread"))?;
         }
         while let Some(vcpu) = self.vcpus.pop() {

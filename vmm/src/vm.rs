@@ -13,9 +13,11 @@ use crate::control::{Control, ControlSource, EventLoop};
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::handle::{Shared, VmHandle};
+use crate::io_thread::WorkerLoop;
 use crate::kvm::Kvm;
 use crate::machine::{Blueprint, Machine};
 use crate::timeline::Timeline;
+use crate::virtio::{self, Placement};
 
 /// Puts a VM together: a configuration, and what cannot be written in one.
 ///
@@ -74,18 +76,28 @@ impl VmBuilder {
         let timeline = Arc::new(self.timeline.unwrap_or_default());
         let kvm = Kvm::open()?;
         timeline.host("kvm-open");
-        let shared = Arc::new(Shared::new(timeline).map_err(Error::host("event"))?);
+        let output = Arc::new(ConsoleOutput::new().map_err(Error::host("console"))?);
+        let consoles = vec![("serial", output.clone())];
+        let shared = Shared::new(timeline, consoles).map_err(Error::host("event"))?;
+        let shared = Arc::new(shared);
         let console = match self.serial {
             Some(ends) => ConsoleHost::fixed(ends),
             None => ConsoleHost::open(&self.config.serial)?,
         };
-        let output = ConsoleOutput::new().map_err(Error::host("console"))?;
         output.set_observer(shared.watch.clone());
+        let workers = match virtio::placement(&self.config) {
+            Placement::ControlThread => {
+                let workers = WorkerLoop::new().map_err(Error::host("event loop"))?;
+                Some(Arc::new(workers))
+            }
+            Placement::Nowhere | Placement::IoThread => None,
+        };
         let blueprint = Blueprint {
+            workers,
             config: self.config,
             kvm,
             shared,
-            output: Arc::new(output),
+            output,
             input_space: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(Error::host("event"))?,
         };

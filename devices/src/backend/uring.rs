@@ -1,7 +1,7 @@
 //! Asynchronous I/O on one file by io_uring(7): reads, writes and flushes of which many are under way at once.
 //!
-//! A ring is made before the guest runs and lives on the thread that submits first, an I/O thread; it is handed from one worker
-//! of a device to the next. The memory that it reads and writes is attached to it, and stays mapped until nothing is in
+//! A ring is made before the guest runs, and handed from one worker of a device to the next; any thread may use it, one at a
+//! time. The memory that it reads and writes is attached to it, and stays mapped until nothing is in
 //! flight: only data that lies in there is taken. What the host moves in part is carried on with here.
 
 use std::io;
@@ -88,10 +88,8 @@ pub struct DiskRing<T: Copy> {
     ring: IoUring,
     /// Tells of completions while nobody looks for them.
     event: EventFd,
-    /// The thread that submits has been chosen, as the ring wants it (IORING_SETUP_R_DISABLED).
-    enabled: bool,
-    /// Completions are delivered when the thread asks for them (IORING_SETUP_DEFER_TASKRUN).
-    deferred: bool,
+    /// The host says when completions wait for the thread to enter the kernel (IORING_SETUP_TASKRUN_FLAG).
+    flagged: bool,
     slots: Vec<Slot<T>>,
     free: Vec<usize>,
     /// Entries that the host has not taken yet.
@@ -107,12 +105,11 @@ impl<T: Copy> DiskRing<T> {
     /// # Errors
     /// The host's: it has no io_uring, or does not let us have it.
     pub fn new(file: BorrowedFd<'_>, depth: u16) -> io::Result<Self> {
-        // Completions wait until we ask, and do not interrupt the thread (Linux 6.1); the plain kind is for hosts before.
-        let (ring, deferred) = match IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
+        // Completions wait until the thread enters the kernel, and do not interrupt it (Linux 5.19); the plain kind is for hosts
+        // before. Not IORING_SETUP_SINGLE_ISSUER: a worker is stopped by other threads than the one that it works on.
+        let (ring, flagged) = match IoUring::builder()
+            .setup_coop_taskrun()
             .setup_taskrun_flag()
-            .setup_r_disabled()
             .build(depth.into())
         {
             Err(err) if err.raw_os_error() == Some(libc::EINVAL) => {
@@ -126,8 +123,7 @@ impl<T: Copy> DiskRing<T> {
         Ok(Self {
             ring,
             event,
-            enabled: !deferred,
-            deferred,
+            flagged,
             slots: (0..depth).map(|_| Slot::new()).collect(),
             free: (0..usize::from(depth)).collect(),
             queued: 0,
@@ -315,7 +311,10 @@ impl<T: Copy> DiskRing<T> {
     /// # Errors
     /// The host's; then nothing more comes of this ring.
     pub fn submit(&mut self) -> io::Result<()> {
-        while self.queued > 0 || self.deferred && self.ring.submission().taskrun() {
+        if self.queued == 0 && self.flagged && self.ring.submission().taskrun() {
+            return self.enter(0);
+        }
+        while self.queued > 0 {
             match self.enter(0) {
                 // Too much is under way for the host: one less, and it goes on.
                 Err(err) if is_busy(&err) && self.free.len() + self.queued < self.slots.len() => {
@@ -349,10 +348,6 @@ impl<T: Copy> DiskRing<T> {
     }
 
     fn enter(&mut self, want: u32) -> io::Result<()> {
-        if !self.enabled {
-            self.ring.submitter().register_enable_rings()?;
-            self.enabled = true;
-        }
         loop {
             let flags = EnterFlags::GETEVENTS.bits();
             let queued = self.queued as u32;
@@ -375,7 +370,7 @@ impl<T: Copy> DiskRing<T> {
 
     /// Whether there is something for [`Self::submit`] or [`Self::reap`] to do.
     pub fn is_ready(&mut self) -> bool {
-        !self.ring.completion().is_empty() || self.deferred && self.ring.submission().taskrun()
+        !self.ring.completion().is_empty() || self.flagged && self.ring.submission().taskrun()
     }
 
     /// An operation that has ended, in whatever order; what the host did of it in part is queued again.

@@ -87,6 +87,8 @@ struct Queue {
     spare: Option<Vec<u8>>,
     /// Bytes in `chunks` and those of `front` that no sink has taken.
     len: usize,
+    /// Bytes that the guest printed.
+    printed: u64,
     dropped: u64,
     /// Counts what sinks took, so that a waiting writer can see that they did.
     progress: u64,
@@ -139,6 +141,7 @@ impl ConsoleOutput {
         if let Some(observer) = &queue.observer {
             observer.observe(bytes);
         }
+        queue.printed += bytes.len() as u64;
         loop {
             if queue.closed {
                 break;
@@ -206,6 +209,11 @@ impl ConsoleOutput {
     /// Bytes that no sink has taken yet.
     pub fn pending(&self) -> usize {
         self.queue().len
+    }
+
+    /// Bytes that the guest has printed, since the console was made.
+    pub fn printed(&self) -> u64 {
+        self.queue().printed
     }
 
     /// Bytes that were dropped, since the console was made.

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::EventFd;
 
+use super::config_change::ConfigNotifier;
+use super::metrics::DeviceMetrics;
+use super::notification::Notification;
 use super::queue::{ActiveQueue, QueueError};
 
 /// The guest's RAM, as devices reach it.
@@ -27,6 +29,17 @@ impl VirtioDeviceType {
     pub const RNG: Self = Self(4);
     /// Socket device (5.10).
     pub const VSOCK: Self = Self(19);
+
+    /// In a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NET => "net",
+            Self::BLOCK => "block",
+            Self::RNG => "rng",
+            Self::VSOCK => "vsock",
+            _ => "other",
+        }
+    }
 }
 
 /// What an interrupt is about.
@@ -55,6 +68,8 @@ pub struct ActivationContext {
     pub queues: Vec<ActiveQueue>,
     /// For configuration changes; each queue has its own way to notify.
     pub interrupt: Arc<dyn VirtioInterrupt>,
+    /// The device's counters, the same after each reset.
+    pub metrics: Arc<DeviceMetrics>,
 }
 
 /// Why a device cannot start. The driver sees DEVICE_NEEDS_RESET.
@@ -96,6 +111,11 @@ pub enum WorkerError {
 
 /// The control half of a device. Owned by the status machine; called on vCPU threads, one at a time.
 pub trait VirtioDevice: Send {
+    /// Given once, before any other call: by this the device tells its driver of changes to its configuration space.
+    fn attach(&mut self, config: ConfigNotifier) {
+        let _ = config;
+    }
+
     /// What it is.
     fn device_type(&self) -> VirtioDeviceType;
 
@@ -186,7 +206,7 @@ pub trait WorkerHost: Send + Sync {
     fn start(
         &self,
         worker: Box<dyn VirtioWorker>,
-        notifications: Vec<(u16, Arc<EventFd>)>,
+        notifications: Vec<(u16, Arc<Notification>)>,
         broken: Box<dyn FnOnce(WorkerError) + Send>,
     ) -> io::Result<WorkerId>;
 

@@ -13,19 +13,25 @@
 //! | 19 | socket | [`vsock`] | 5.10 |
 
 pub mod block;
+pub mod config_change;
 pub mod device;
+pub mod metrics;
 pub mod net;
+pub mod notification;
 pub mod queue;
 pub mod rng;
 pub mod status;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod transport;
 pub mod vsock;
 
+pub use config_change::ConfigNotifier;
 pub use device::{
     ActivateError, ActivationContext, EventSource, InterruptSource, VirtioDevice, VirtioDeviceType,
     VirtioInterrupt, VirtioWorker, WorkerError, WorkerHost, WorkerId,
 };
+pub use metrics::DeviceMetrics;
+pub use notification::Notification;

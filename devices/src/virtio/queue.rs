@@ -5,7 +5,6 @@
 //! where it turns bad and cannot be told from a good one. Every descriptor is read once, into host memory; what a guest
 //! changes afterwards has no effect. A rule broken is a [`QueueError`]: the device then needs a reset.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,9 +16,9 @@ use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
     VolatileSlice,
 };
-use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{ActivateError, GuestMemory, InterruptSource, VirtioInterrupt, WorkerError};
+use super::notification::Notification;
 
 /// The most descriptors in a chain, indirect ones included: as many as the largest queue has.
 pub const MAX_CHAIN: usize = 1024;
@@ -90,6 +89,34 @@ pub enum QueueError {
         /// Length.
         len: u32,
     },
+}
+
+impl QueueError {
+    /// The kinds, in a word each, for counting them.
+    pub const KINDS: [&'static str; 8] = [
+        "ring",
+        "head",
+        "in-flight",
+        "next",
+        "too-long",
+        "indirect",
+        "order",
+        "memory",
+    ];
+
+    /// Its kind's place in [`Self::KINDS`].
+    pub fn kind(&self) -> usize {
+        match self {
+            Self::Ring(_) => 0,
+            Self::Head { .. } => 1,
+            Self::InFlight { .. } => 2,
+            Self::Next { .. } => 3,
+            Self::TooLong { .. } => 4,
+            Self::Indirect { .. } => 5,
+            Self::Order { .. } => 6,
+            Self::Memory { .. } => 7,
+        }
+    }
 }
 
 /// A piece of guest memory that a chain names; all of it is RAM.
@@ -288,7 +315,7 @@ pub struct ActiveQueue {
     queue: Queue,
     memory: GuestMemory,
     interrupt: Arc<dyn VirtioInterrupt>,
-    notification: Arc<EventFd>,
+    notification: Arc<Notification>,
     /// Heads of chains that were taken and not given back.
     in_flight: HeadSet,
     /// Chains were given back since the last interrupt was considered.
@@ -306,7 +333,7 @@ impl ActiveQueue {
         queue: Queue,
         memory: GuestMemory,
         interrupt: Arc<dyn VirtioInterrupt>,
-        notification: Arc<EventFd>,
+        notification: Arc<Notification>,
     ) -> Result<Self, ActivateError> {
         if !queue.is_valid(&memory) || queue.size() > MAX_QUEUE_SIZE {
             return Err(ActivateError::BadQueue { index });
@@ -361,6 +388,7 @@ impl ActiveQueue {
     }
 
     fn broken(&self, source: QueueError) -> WorkerError {
+        self.notification.metrics().fault(&source);
         WorkerError::Queue {
             index: self.index,
             source,
@@ -483,6 +511,7 @@ impl ActiveQueue {
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), WorkerError> {
         self.in_flight.remove(head);
         self.used = true;
+        self.notification.metrics().requests.add_owned(1);
         self.queue
             .add_used(&self.memory, head, written)
             .map_err(|err| self.broken(QueueError::Ring(err.to_string())))
@@ -545,10 +574,7 @@ impl ActiveQueue {
     /// # Errors
     /// The host's.
     pub fn come_back(&self) -> Result<(), WorkerError> {
-        match self.notification.write(1) {
-            Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(WorkerError::Host(err)),
-            _ => Ok(()),
-        }
+        self.notification.ring().map_err(WorkerError::Host)
     }
 
     /// Watches the ring for up to `window` after its last chain, while its chains come closely; never, where it is zero. The

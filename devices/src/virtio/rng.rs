@@ -4,6 +4,7 @@
 //! [`MAX_REQUEST`] bytes, however large its buffers are: the driver asks again.
 
 use std::io;
+use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -11,6 +12,7 @@ use super::device::{
     ActivateError, ActivationContext, GuestMemory, VirtioDevice, VirtioDeviceType, VirtioWorker,
     WorkerError,
 };
+use super::metrics::DeviceMetrics;
 use super::queue::{ActiveQueue, Chain};
 
 /// The most bytes that one request gets.
@@ -57,6 +59,7 @@ impl VirtioDevice for Rng {
         Ok(Box::new(RngWorker {
             queue,
             chain: Chain::new(),
+            metrics: context.metrics,
         }))
     }
 }
@@ -64,11 +67,17 @@ impl VirtioDevice for Rng {
 struct RngWorker {
     queue: ActiveQueue,
     chain: Chain,
+    metrics: Arc<DeviceMetrics>,
 }
 
 impl VirtioWorker for RngWorker {
     fn process_queue(&mut self, _index: u16) -> Result<(), WorkerError> {
-        self.queue.serve(&mut self.chain, fill)
+        let metrics = &self.metrics;
+        self.queue.serve(&mut self.chain, |chain, memory| {
+            let filled = fill(chain, memory)?;
+            metrics.bytes_read.add_owned(filled.into());
+            Ok(filled)
+        })
     }
 
     fn stop(self: Box<Self>) -> Vec<ActiveQueue> {

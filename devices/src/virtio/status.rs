@@ -8,14 +8,17 @@ use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
-use vmm_sys_util::eventfd::EventFd;
 
+use super::config_change::ConfigNotifier;
 use super::device::{
     ActivateError, ActivationContext, GuestMemory, VirtioDevice, VirtioDeviceType, VirtioInterrupt,
     WorkerError, WorkerHost, WorkerId,
 };
+use super::metrics::DeviceMetrics;
+use super::notification::Notification;
 use super::queue::ActiveQueue;
 use crate::error_chain;
+use crate::metrics::Tally;
 
 /// Status bits (2.1).
 pub mod bits {
@@ -49,6 +52,8 @@ pub mod features {
 pub trait TransportState: VirtioInterrupt {
     /// Sets DEVICE_NEEDS_RESET and tells the driver.
     fn set_needs_reset(&self);
+    /// Gives the configuration space a new generation; an interrupt for it does so, too.
+    fn next_generation(&self);
     /// Whether it is set.
     fn needs_reset(&self) -> bool;
     /// After a reset: no interrupt pending, no reset needed.
@@ -88,32 +93,39 @@ impl QueueSetup {
 
 /// A device and where it stands with its driver.
 pub struct StatusMachine {
-    name: String,
+    metrics: Arc<DeviceMetrics>,
+    /// How often the device could not start, or could not go on.
+    stopped: Tally,
     device: Box<dyn VirtioDevice>,
     memory: GuestMemory,
     host: Arc<dyn WorkerHost>,
     state: Arc<dyn TransportState>,
     interrupt: Arc<dyn VirtioInterrupt>,
-    notifications: Vec<Arc<EventFd>>,
+    notifications: Vec<Arc<Notification>>,
     queues: Vec<QueueSetup>,
     status: u8,
     driver_features: u64,
     worker: Option<WorkerId>,
+    config: ConfigNotifier,
 }
 
 impl StatusMachine {
-    /// A device after reset. `name` is for messages; `notifications` are the events of its queues.
+    /// A device after reset. `notifications` are the events of its queues, `metrics` its counters and its name.
     pub fn new<T: TransportState + 'static>(
-        name: String,
-        device: Box<dyn VirtioDevice>,
+        metrics: Arc<DeviceMetrics>,
+        mut device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
         host: Arc<dyn WorkerHost>,
         state: Arc<T>,
-        notifications: Vec<Arc<EventFd>>,
+        notifications: Vec<Arc<Notification>>,
     ) -> Self {
         let queues = fresh_queues(&*device);
+        let config = ConfigNotifier::new(state.clone());
+        device.attach(config.clone());
         Self {
-            name,
+            config,
+            stopped: metrics.tally("stopped"),
+            metrics,
             device,
             memory,
             host,
@@ -181,7 +193,8 @@ impl StatusMachine {
         if bit == bits::DRIVER_OK
             && let Err(err) = self.activate()
         {
-            log::warn!("{}: cannot start: {err}", self.name);
+            self.stopped
+                .add(format_args!("cannot start: {}", error_chain(&err)));
             self.state.set_needs_reset();
         }
     }
@@ -302,17 +315,16 @@ impl StatusMachine {
             features: self.driver_features,
             queues,
             interrupt: self.interrupt.clone(),
+            metrics: self.metrics.clone(),
         })?;
-        let (state, name) = (self.state.clone(), self.name.clone());
+        let (state, tally) = (self.state.clone(), self.stopped.clone());
         let broken = Box::new(move |err: WorkerError| {
-            log::warn!(
-                "{name}: stopped until its driver resets it: {}",
-                error_chain(&err)
-            );
+            let why = error_chain(&err);
+            tally.add(format_args!("stopped until its driver resets it: {why}"));
             state.set_needs_reset();
         });
         self.worker = Some(self.host.start(worker, notifications, broken)?);
-        Ok(())
+        Ok(self.config.driver_is_ready()?)
     }
 
     /// Back to the beginning. Nothing of the driver's memory is touched after the return.
@@ -320,9 +332,13 @@ impl StatusMachine {
         if let Some(worker) = self.worker.take() {
             drop(self.host.stop(worker));
         }
+        if self.status != 0 {
+            self.metrics.resets.add(1);
+        }
         self.status = 0;
         self.driver_features = 0;
         self.queues = fresh_queues(&*self.device);
+        self.config.device_is_reset();
         self.state.clear();
     }
 }

@@ -1,6 +1,9 @@
 //! What a hostile driver may do to the rings and the registers: the device asks for a reset, or takes no notice, and works
 //! again afterwards.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
 use super::device::{
     ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker,
 };
@@ -9,7 +12,7 @@ use super::rng::{MAX_REQUEST, Rng};
 use super::status::{bits, features};
 use super::testing::*;
 use super::transport::mmio::register;
-use super::{WorkerError, device};
+use super::{ConfigNotifier, WorkerError, device};
 use crate::bus::BusDevice;
 
 /// A request that works, to see that the device does.
@@ -417,4 +420,111 @@ fn a_buffer_may_lie_in_two_regions_only_if_they_touch() {
     let driver = Driver::ready(Rng::new(), 1);
     driver.send(&[writable(HIGH, (HIGH_END - HIGH) as u32, None)]);
     assert_eq!(driver.last_used(), (0, MAX_REQUEST as u32));
+}
+
+#[test]
+fn what_happens_is_counted_and_a_reset_forgets_none_of_it() {
+    let driver = Driver::ready(Rng::new(), 1);
+    assert_alive(&driver);
+    assert_alive(&driver);
+    let counts = driver.transport.metrics().counts();
+    assert_eq!(counts.kind, "rng");
+    assert_eq!((counts.requests, counts.notifications), (2, 2));
+    assert_eq!((counts.interrupts, counts.config_interrupts), (2, 0));
+    assert_eq!((counts.bytes_read, counts.resets), (128, 0));
+    driver.send(&[writable(LOW_END, 1, None)]);
+    driver.set_up(1, features::COMMON & !features::RING_EVENT_IDX);
+    driver.send(&[writable(BUFFERS, 1, Some(0))]);
+    driver.set_up(1, features::COMMON & !features::RING_EVENT_IDX);
+    assert_alive(&driver);
+    let counts = driver.transport.metrics().counts();
+    assert_eq!(counts.guest_faults["memory"], 1);
+    assert_eq!(counts.guest_faults["too-long"], 1);
+    assert_eq!(counts.guest_faults.values().sum::<u64>(), 2);
+    assert_eq!(counts.events["stopped"], 2);
+    assert_eq!((counts.requests, counts.notifications), (3, 5));
+    assert_eq!((counts.interrupts, counts.config_interrupts), (3, 2));
+    assert_eq!((counts.resets, counts.host_errors), (2, 0));
+}
+
+#[test]
+fn a_notification_of_the_devices_own_is_none_of_the_drivers() {
+    let driver = Driver::ready(Rng::new(), 1);
+    let queue = driver.transport.notifications()[0].clone();
+    queue.ring().unwrap();
+    queue.ring().unwrap();
+    driver.kick();
+    assert!(!queue.take());
+    let counts = driver.transport.metrics().counts();
+    assert_eq!(counts.notifications, 1);
+}
+
+/// Shows a number that others change.
+struct Shown(Arc<OnceLock<ConfigNotifier>>, Arc<AtomicU8>);
+
+impl VirtioDevice for Shown {
+    fn attach(&mut self, config: ConfigNotifier) {
+        assert!(self.0.set(config).is_ok(), "attached twice");
+    }
+
+    fn device_type(&self) -> VirtioDeviceType {
+        VirtioDeviceType(42)
+    }
+
+    fn device_features(&self) -> u64 {
+        0
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[16]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        device::read_space(&[self.1.load(Ordering::Relaxed)], offset, data);
+    }
+
+    fn activate(
+        &mut self,
+        context: ActivationContext,
+    ) -> Result<Box<dyn VirtioWorker>, ActivateError> {
+        Hoarder.activate(context)
+    }
+}
+
+#[test]
+fn a_change_of_the_configuration_reaches_a_driver_whenever_it_comes() {
+    let (notifier, shown) = (Arc::new(OnceLock::new()), Arc::new(AtomicU8::new(0)));
+    let driver = Driver::new(Shown(notifier.clone(), shown.clone()));
+    let change = |value| {
+        shown.store(value, Ordering::Relaxed);
+        notifier.get().unwrap().notify().unwrap();
+    };
+    let seen = || {
+        let seen = (driver.read(register::INTERRUPT_STATUS), driver.line.count());
+        driver.write(register::INTERRUPT_ACK, 2);
+        seen
+    };
+    let generation = || driver.read(register::CONFIG_GENERATION);
+    let before = generation();
+    change(1);
+    assert_ne!(generation(), before);
+    assert_eq!(seen(), (0, 0), "no driver is there");
+
+    driver.set_up(1, features::COMMON);
+    assert_eq!(seen(), (0, 0), "it changed before there was a driver");
+    change(2);
+    assert_eq!(seen(), (2, 1));
+    assert_eq!(driver.read(register::CONFIG), 2);
+
+    // Between what the driver reads while it starts and the instant that it is ready.
+    driver.write(register::STATUS, 0);
+    driver.add_status(bits::ACKNOWLEDGE);
+    driver.add_status(bits::DRIVER);
+    driver.accept(features::COMMON & driver.offered());
+    driver.add_status(bits::FEATURES_OK);
+    driver.set_up_queue(0);
+    change(3);
+    assert_eq!(seen(), (0, 1));
+    driver.add_status(bits::DRIVER_OK);
+    assert_eq!(seen(), (2, 2));
 }

@@ -17,27 +17,38 @@ impl Vcpu {
     /// Enters the guest once and answers its exit. `Some` when that is the VM's end.
     pub(super) fn run_once(&mut self) -> Option<ExitReason> {
         let shared = self.shared;
+        let metrics = &self.context.metrics;
         let kind = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
+                metrics.port.add_owned(1);
                 write_port(&self.context.ports, port, access_size(shared), data);
                 return None;
             }
             Ok(VcpuExit::IoIn(port, data)) => {
+                metrics.port.add_owned(1);
                 read_port(&self.context.ports, port, access_size(shared), data);
                 return None;
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
+                metrics.mmio.add_owned(1);
                 self.context.mmio.read(address, data);
                 return None;
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                metrics.mmio.add_owned(1);
                 self.context.mmio.write(address, data);
                 return None;
             }
             // The loop asks for the reason of an interruption. EAGAIN is what a vCPU that waits for its start-up
             // interrupt (INIT, SIPI) returns when one has come.
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return None,
-            Err(err) if matches!(err.errno(), libc::EINTR | libc::EAGAIN) => return None,
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {
+                metrics.other.add_owned(1);
+                return None;
+            }
+            Err(err) if matches!(err.errno(), libc::EINTR | libc::EAGAIN) => {
+                metrics.other.add_owned(1);
+                return None;
+            }
             Ok(VcpuExit::Shutdown) => return Some(ExitReason::TripleFault { vcpu: self.index }),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
                 return Some(ExitReason::PowerOff);

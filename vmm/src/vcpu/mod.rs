@@ -27,6 +27,7 @@ use ampoule_devices::bus::Bus;
 
 use crate::exit::{ExitLatch, ExitReason};
 use crate::memory::GuestRam;
+use crate::metrics::VcpuMetrics;
 use crate::timeline::Timeline;
 
 pub use failure::{FailureKind, Registers, VcpuFailure};
@@ -87,6 +88,8 @@ pub(crate) struct VcpuContext {
     pub(crate) latch: Arc<ExitLatch>,
     /// Where the first vCPU marks its first entry.
     pub(crate) timeline: Arc<Timeline>,
+    /// What its thread counts.
+    pub(crate) metrics: Arc<VcpuMetrics>,
     /// To show the bytes of an instruction that KVM could not execute.
     pub(crate) ram: GuestRam,
 }

@@ -11,7 +11,6 @@ mod tests;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::device::{
@@ -82,7 +81,6 @@ pub struct Block {
     backend: Arc<dyn BlockBackend>,
     queue_sizes: Vec<u16>,
     engine: Engine,
-    errors: Arc<ErrorLog>,
 }
 
 impl Block {
@@ -90,10 +88,6 @@ impl Block {
     pub fn new(config: BlockConfig, backend: Arc<dyn BlockBackend>, engine: Engine) -> Self {
         let queues = config.queues.clamp(1, MAX_QUEUES);
         Self {
-            errors: Arc::new(ErrorLog {
-                name: config.name.clone(),
-                count: AtomicU64::new(0),
-            }),
             config,
             backend,
             engine,
@@ -173,27 +167,15 @@ impl VirtioDevice for Block {
             serial: self.config.serial.clone(),
             write_through,
             ignore_flush: self.config.cache == CacheMode::Unsafe,
-            errors: self.errors.clone(),
+            errors: context.metrics.host_error(),
+            bad_requests: context.metrics.guest_fault("bad-request"),
+            flushes: context.metrics.event("flushes"),
+            metrics: context.metrics,
         };
         Ok(Box::new(worker::BlockWorker::new(
             context.queues,
             disk,
             self.engine.clone(),
         )))
-    }
-}
-
-/// The host's errors on a disk: all are counted, fewer and fewer of them are logged.
-struct ErrorLog {
-    name: String,
-    count: AtomicU64,
-}
-
-impl ErrorLog {
-    fn add(&self, what: &str, err: &std::io::Error) {
-        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        if count.is_power_of_two() {
-            log::error!("disk {}: {what} failed: {err} (error {count})", self.name);
-        }
     }
 }

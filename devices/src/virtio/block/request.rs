@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, VolatileSlice};
 
-use super::ErrorLog;
 use crate::backend::disk::{BlockBackend, SECTOR};
+use crate::metrics::{Counter, Tally};
+use crate::virtio::DeviceMetrics;
 use crate::virtio::device::GuestMemory;
 use crate::virtio::queue::{Buffer, Chain, with_slices};
 
@@ -29,13 +30,26 @@ pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 23;
 /// Sectors in a segment of WRITE_ZEROES: 16 MiB, which a host without holes has to write.
 pub(super) const MAX_ZERO_SECTORS: u32 = 1 << 15;
 
-/// How a request ended, as the driver is told.
+/// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 enum Status {
-    Ok = 0,
-    IoErr = 1,
-    Unsupported = 2,
+    Ok,
+    /// The host could not do it.
+    HostFailed,
+    /// It is no request that the disk could serve.
+    Refused,
+    /// It is of an unknown type.
+    Unsupported,
+}
+
+impl Status {
+    fn byte(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::HostFailed | Self::Refused => 1,
+            Self::Unsupported => 2,
+        }
+    }
 }
 
 /// A disk at work.
@@ -45,7 +59,10 @@ pub(super) struct Disk {
     /// Every write is flushed before it is answered.
     pub(super) write_through: bool,
     pub(super) ignore_flush: bool,
-    pub(super) errors: Arc<ErrorLog>,
+    pub(super) errors: Tally,
+    pub(super) bad_requests: Tally,
+    pub(super) flushes: Arc<Counter>,
+    pub(super) metrics: Arc<DeviceMetrics>,
 }
 
 /// How a request goes on.
@@ -125,7 +142,7 @@ impl Answer {
         };
         with_slices(memory, &[self.status], 0, 1, |slices| {
             for byte in slices {
-                byte.copy_from(&[status as u8]);
+                byte.copy_from(&[status.byte()]);
             }
         });
         match status {
@@ -148,12 +165,23 @@ impl Disk {
     /// Begins a request; those that move no data end here, too.
     pub(super) fn begin(&self, chain: &Chain, memory: &GuestMemory) -> Step {
         let Some(answer) = Answer::to(chain) else {
+            self.bad_requests
+                .add("a request has no room for its status");
             return Step::Done(0);
         };
         match self.execute(chain, memory, answer) {
             Ok(Outcome::Transfer(transfer)) => Step::Transfer(transfer),
             Ok(Outcome::Written(len)) => Step::Done(answer.give(memory, Ok(len))),
-            Err(status) => Step::Done(answer.give(memory, Err(status))),
+            Err(status) => {
+                match status {
+                    Status::Ok | Status::HostFailed => {}
+                    Status::Refused => self.bad_requests.add("a request cannot be served"),
+                    Status::Unsupported => {
+                        self.bad_requests.add("a request is of an unknown type");
+                    }
+                }
+                Step::Done(answer.give(memory, Err(status)))
+            }
         }
     }
 
@@ -192,6 +220,13 @@ impl Disk {
             TransferKind::Write => ("write", 0),
             TransferKind::Flush => ("flush", 0),
         };
+        if result.is_ok() {
+            match transfer.kind {
+                TransferKind::Read => self.metrics.bytes_read.add_owned(transfer.len.into()),
+                TransferKind::Write => self.metrics.bytes_written.add_owned(transfer.len.into()),
+                TransferKind::Flush => {}
+            }
+        }
         let outcome = self.host(what, result).map(|()| written);
         transfer.answer.give(memory, outcome)
     }
@@ -204,7 +239,7 @@ impl Disk {
     ) -> Result<Outcome, Status> {
         let mut header = [0; HEADER_SIZE as usize];
         if chain.read_start(memory, &mut header) < header.len() {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = u64::from_le_bytes(sector);
@@ -215,13 +250,18 @@ impl Disk {
                 let len = chain.readable_len() - HEADER_SIZE;
                 self.data(TransferKind::Write, sector, len, answer)
             }
-            FLUSH if self.ignore_flush || self.backend.is_read_only() => Ok(Outcome::Written(0)),
-            FLUSH => Ok(Outcome::Transfer(Transfer {
-                kind: TransferKind::Flush,
-                offset: 0,
-                len: 0,
-                answer,
-            })),
+            FLUSH => {
+                self.flushes.add_owned(1);
+                if self.ignore_flush || self.backend.is_read_only() {
+                    return Ok(Outcome::Written(0));
+                }
+                Ok(Outcome::Transfer(Transfer {
+                    kind: TransferKind::Flush,
+                    offset: 0,
+                    len: 0,
+                    answer,
+                }))
+            }
             GET_ID => self.get_id(chain, memory, answer.data_len),
             DISCARD => self.segments(chain, memory, |segment| self.discard(segment)),
             WRITE_ZEROES => self.segments(chain, memory, |segment| self.write_zeroes(segment)),
@@ -250,24 +290,24 @@ impl Disk {
 
     /// Where a range of the disk begins, in bytes, if it is one.
     fn range(&self, sector: u64, len: u64) -> Result<u64, Status> {
-        let start = sector.checked_mul(SECTOR).ok_or(Status::IoErr)?;
-        let end = start.checked_add(len).ok_or(Status::IoErr)?;
+        let start = sector.checked_mul(SECTOR).ok_or(Status::Refused)?;
+        let end = start.checked_add(len).ok_or(Status::Refused)?;
         if !len.is_multiple_of(SECTOR) || end > self.backend.size() {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         Ok(start)
     }
 
     fn host<T>(&self, what: &str, result: io::Result<T>) -> Result<T, Status> {
         result.map_err(|err| {
-            self.errors.add(what, &err);
-            Status::IoErr
+            self.errors.add(format_args!("{what} failed: {err}"));
+            Status::HostFailed
         })
     }
 
     fn writable(&self) -> Result<(), Status> {
         if self.backend.is_read_only() {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         Ok(())
     }
@@ -299,7 +339,7 @@ impl Disk {
         let len = chain.readable_len() - HEADER_SIZE;
         let max = MAX_SEGMENTS * SEGMENT_SIZE as u32;
         if len == 0 || !len.is_multiple_of(SEGMENT_SIZE as u32) || len > max {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         let mut bytes = [0; MAX_SEGMENTS as usize * SEGMENT_SIZE];
         let mut at = 0;
@@ -329,7 +369,7 @@ impl Disk {
             return Err(Status::Unsupported);
         }
         if segment.sectors > MAX_DISCARD_SECTORS {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         if segment.sectors == 0 {
             return Ok(());
@@ -344,7 +384,7 @@ impl Disk {
             return Err(Status::Unsupported);
         }
         if segment.sectors > MAX_ZERO_SECTORS {
-            return Err(Status::IoErr);
+            return Err(Status::Refused);
         }
         if segment.sectors == 0 {
             return Ok(());

@@ -11,16 +11,17 @@ mod tests;
 mod tx;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_sys_util::epoll::EventSet;
 
+use super::DeviceMetrics;
 use super::device::{
     ActivateError, ActivationContext, EventSource, VirtioDevice, VirtioDeviceType, VirtioWorker,
     WorkerError, read_space,
 };
 use super::queue::ActiveQueue;
 use crate::backend::tap::{NetBackend, Offloads};
+use crate::metrics::Tally;
 
 /// Feature bits (5.1.3).
 pub mod features {
@@ -114,17 +115,12 @@ pub struct NetConfig {
 pub struct Net {
     config: NetConfig,
     backend: Arc<dyn NetBackend>,
-    log: Arc<Log>,
 }
 
 impl Net {
     /// An interface whose frames go to and come from `backend`.
     pub fn new(config: NetConfig, backend: Arc<dyn NetBackend>) -> Self {
-        Self {
-            log: Arc::new(Log::new(config.name.clone())),
-            config,
-            backend,
-        }
+        Self { config, backend }
     }
 
     fn config_space(&self) -> [u8; CONFIG_SIZE] {
@@ -185,10 +181,11 @@ impl VirtioDevice for Net {
         let (rx, tx) = (queue(RX)?, queue(TX)?);
         let taken = offloads(context.features);
         self.backend.set_offloads(taken)?;
+        let log = Arc::new(Log::new(context.metrics));
         let mergeable = context.features & features::MRG_RXBUF != 0;
         Ok(Box::new(NetWorker {
-            rx: rx::Receiver::new(rx, mergeable, taken, self.log.clone()),
-            tx: tx::Sender::new(tx, context.features, self.log.clone()),
+            rx: rx::Receiver::new(rx, mergeable, taken, log.clone()),
+            tx: tx::Sender::new(tx, context.features, log),
             backend: self.backend.clone(),
         }))
     }
@@ -238,39 +235,40 @@ impl VirtioWorker for NetWorker {
     }
 }
 
-/// What was lost: all is counted, less and less of it is logged.
+/// What was moved and what was lost: all is counted, less and less of the losses is logged.
 #[derive(Debug)]
 struct Log {
-    name: String,
+    metrics: Arc<DeviceMetrics>,
     /// Frames dropped for what they or their buffers are.
-    dropped: AtomicU64,
+    dropped: Tally,
     /// Frames that the host refused or could not give.
-    errors: AtomicU64,
+    errors: Tally,
 }
 
 impl Log {
-    fn new(name: String) -> Self {
+    fn new(metrics: Arc<DeviceMetrics>) -> Self {
         Self {
-            name,
-            dropped: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            dropped: metrics.guest_fault("dropped-frame"),
+            errors: metrics.host_error(),
+            metrics,
         }
+    }
+
+    /// A frame of so many bytes went to the driver.
+    fn received(&self, len: u32) {
+        self.metrics.bytes_read.add_owned(len.into());
+    }
+
+    /// A frame of so many bytes went to the host.
+    fn sent(&self, len: u32) {
+        self.metrics.bytes_written.add_owned(len.into());
     }
 
     fn dropped(&self, why: &str) {
-        let count = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-        if count.is_power_of_two() {
-            log::warn!("network {}: {why} (frame {count} dropped)", self.name);
-        }
+        self.dropped.add(format_args!("a frame is dropped: {why}"));
     }
 
     fn failed(&self, what: &str, err: &std::io::Error) {
-        let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
-        if count.is_power_of_two() {
-            log::error!(
-                "network {}: {what} failed: {err} (error {count})",
-                self.name
-            );
-        }
+        self.errors.add(format_args!("{what} failed: {err}"));
     }
 }

@@ -275,6 +275,7 @@ impl Receiver {
         self.room
             .write(&self.memory, frame.direct, &self.tail[..tail]);
         self.room.write(&self.memory, 0, &self.header);
+        self.log.received(frame.total - HEADER_SIZE as u32);
         let mut left = frame.total;
         for _ in 0..count {
             let Some(chain) = self.room.take() else {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::backend::tap::{HEADER_SIZE, MAX_FRAME};
+use crate::virtio::Notification;
 use crate::virtio::device::{GuestMemory, InterruptSource, VirtioInterrupt};
 
 /// More than a batch.
@@ -109,8 +110,8 @@ struct Driver {
     memory: GuestMemory,
     backend: Arc<Backend>,
     interrupts: Arc<Interrupts>,
-    notifications: Vec<Arc<EventFd>>,
-    log: Arc<Log>,
+    notifications: Vec<Arc<Notification>>,
+    metrics: Arc<DeviceMetrics>,
     worker: Option<Box<dyn VirtioWorker>>,
     next: [u16; 2],
     free: u64,
@@ -147,7 +148,7 @@ impl Driver {
                 queue.try_set_avail_ring_address(part(0x1000)).unwrap();
                 queue.try_set_used_ring_address(part(0x2000)).unwrap();
                 queue.set_ready(true);
-                let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+                let event = Arc::new(Notification::new().unwrap());
                 notifications.push(event.clone());
                 ActiveQueue::new(index, queue, memory.clone(), interrupts.clone(), event).unwrap()
             })
@@ -158,18 +159,19 @@ impl Driver {
             mtu: None,
         };
         let mut device = Net::new(config, backend.clone());
-        let log = device.log.clone();
+        let metrics = Arc::new(DeviceMetrics::new("net0", device.device_type(), Vec::new()));
         let worker = device.activate(ActivationContext {
             features: accepted,
             queues,
             interrupt: interrupts.clone(),
+            metrics: metrics.clone(),
         })?;
         Ok(Self {
             memory,
             backend,
             interrupts,
             notifications,
-            log,
+            metrics,
             worker: Some(worker),
             next: [0; 2],
             free: BUFFERS,
@@ -259,7 +261,7 @@ impl Driver {
     }
 
     fn dropped(&self) -> u64 {
-        self.log.dropped.load(Ordering::Relaxed)
+        self.metrics.counts().guest_faults["dropped-frame"]
     }
 
     fn sent(&self) -> Vec<Vec<u8>> {
@@ -268,7 +270,7 @@ impl Driver {
 
     /// Whether the device asked to be called again.
     fn comes_back(&self, queue: u16) -> bool {
-        self.notifications[usize::from(queue)].read().is_ok()
+        self.notifications[usize::from(queue)].take()
     }
 }
 
@@ -599,7 +601,7 @@ fn a_back_end_that_fails_leaves_the_device_alone() {
     driver.notify(RX);
     driver.notify(TX);
     assert_eq!(driver.used(TX), [(0, 0)]);
-    assert_eq!(driver.log.errors.load(Ordering::Relaxed), 3);
+    assert_eq!(driver.metrics.counts().host_errors, 3);
     // Each call tried once, and none asks for another.
     assert_eq!(driver.backend.reads.load(Ordering::Relaxed), 2);
     assert!(!driver.comes_back(RX) && !driver.comes_back(TX));

@@ -76,6 +76,8 @@ impl Sender {
         packet.extend(frame);
         if let Err(err) = backend.send(&packet) {
             self.log.failed("sending", &err);
+        } else {
+            self.log.sent(len);
         }
         Ok(())
     }

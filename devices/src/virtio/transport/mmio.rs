@@ -7,13 +7,13 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vmm_sys_util::eventfd::EventFd;
-
 use crate::bus::BusDevice;
 use crate::interrupt::InterruptLine;
 use crate::virtio::device::{
     GuestMemory, InterruptSource, VirtioDevice, VirtioInterrupt, WorkerHost,
 };
+use crate::virtio::metrics::DeviceMetrics;
+use crate::virtio::notification::Notification;
 use crate::virtio::status::{RingPart, StatusMachine, TransportState};
 
 /// Registers, by their offset (4.2.2, table 4.1).
@@ -89,16 +89,21 @@ struct MmioState {
     interrupt_status: AtomicU32,
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
+    metrics: Arc<DeviceMetrics>,
 }
 
 impl VirtioInterrupt for MmioState {
     fn trigger(&self, source: InterruptSource) -> io::Result<()> {
         let bit = match source {
             InterruptSource::Config => {
-                self.config_generation.fetch_add(1, Ordering::SeqCst);
+                self.metrics.config_interrupts.add(1);
+                self.next_generation();
                 INTERRUPT_CONFIG
             }
-            InterruptSource::Queue(_) => INTERRUPT_USED,
+            InterruptSource::Queue(_) => {
+                self.metrics.interrupts.add(1);
+                INTERRUPT_USED
+            }
         };
         self.interrupt_status.fetch_or(bit, Ordering::SeqCst);
         self.line.trigger()
@@ -109,8 +114,13 @@ impl TransportState for MmioState {
     fn set_needs_reset(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);
         if let Err(err) = self.trigger(InterruptSource::Config) {
-            log::warn!("cannot interrupt the guest: {err}");
+            let tally = self.metrics.host_error();
+            tally.add(format_args!("cannot interrupt the guest: {err}"));
         }
+    }
+
+    fn next_generation(&self) {
+        self.config_generation.fetch_add(1, Ordering::SeqCst);
     }
 
     fn needs_reset(&self) -> bool {
@@ -126,7 +136,7 @@ impl TransportState for MmioState {
 /// A device behind MMIO registers.
 pub struct MmioTransport {
     state: Arc<MmioState>,
-    notifications: Vec<Arc<EventFd>>,
+    notifications: Vec<Arc<Notification>>,
     machine: Mutex<Registers>,
 }
 
@@ -153,16 +163,23 @@ impl MmioTransport {
         let notifications = device
             .queue_max_sizes()
             .iter()
-            .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new))
+            .map(|_| Notification::new().map(Arc::new))
             .collect::<io::Result<Vec<_>>>()?;
+        let queues = notifications.iter();
+        let metrics = Arc::new(DeviceMetrics::new(
+            name,
+            device.device_type(),
+            queues.map(|queue| queue.metrics().clone()).collect(),
+        ));
         let state = Arc::new(MmioState {
             line,
             interrupt_status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU32::new(0),
+            metrics: metrics.clone(),
         });
         let device = StatusMachine::new(
-            name,
+            metrics,
             device,
             memory,
             host,
@@ -182,8 +199,13 @@ impl MmioTransport {
     }
 
     /// The queues' events: each stands for a write of its index to [`register::QUEUE_NOTIFY`].
-    pub fn notifications(&self) -> &[Arc<EventFd>] {
+    pub fn notifications(&self) -> &[Arc<Notification>] {
         &self.notifications
+    }
+
+    /// The device's counters.
+    pub fn metrics(&self) -> &Arc<DeviceMetrics> {
+        &self.state.metrics
     }
 
     fn lock(&self) -> MutexGuard<'_, Registers> {
@@ -225,8 +247,7 @@ impl MmioTransport {
             QUEUE_NOTIFY => {
                 let index = usize::try_from(value).unwrap_or(usize::MAX);
                 if let Some(event) = self.notifications.get(index) {
-                    // The only error is a counter that is full, which is a notification, too.
-                    let _ = event.write(1);
+                    event.notify();
                 }
                 return;
             }

@@ -11,9 +11,9 @@
 //! Everything but the control half runs on the device's I/O thread.
 
 mod connection;
+mod counters;
 mod muxer;
 mod packet;
-mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -31,9 +31,9 @@ use super::device::{
 use super::queue::{ActiveQueue, Chain, slices};
 use crate::backend::unix_socket::{ListeningSocket, MAX_PATH, SocketError};
 use connection::BUF_ALLOC;
+use counters::Counters;
 use muxer::{HostSide, Muxer};
 use packet::{HEADER_SIZE, Header, op};
-use tally::Tally;
 
 /// The lowest context id of a guest: those below are the hypervisor's, the loopback's and the host's.
 pub const MIN_GUEST_CID: u32 = 3;
@@ -57,7 +57,6 @@ const MAX_PAYLOAD: usize = 64 << 10;
 pub struct Vsock {
     cid: u32,
     host: Arc<HostSide>,
-    tally: Arc<Tally>,
 }
 
 impl Vsock {
@@ -74,7 +73,6 @@ impl Vsock {
         Ok(Self {
             cid,
             host: Arc::new(host),
-            tally: Arc::default(),
         })
     }
 }
@@ -114,6 +112,7 @@ impl VirtioDevice for Vsock {
                 _ => others.push(queue),
             }
         }
+        let counters = Arc::new(Counters::new(context.metrics));
         Ok(Box::new(VsockWorker {
             rx: rx.ok_or(ActivateError::MissingQueue { index: RX })?,
             tx: tx.ok_or(ActivateError::MissingQueue { index: TX })?,
@@ -123,9 +122,9 @@ impl VirtioDevice for Vsock {
             tx_chain: Chain::new(),
             tx_stalled: false,
             payload: Vec::new(),
-            muxer: Muxer::new(self.cid, self.host.clone(), self.tally.clone()),
+            muxer: Muxer::new(self.cid, self.host.clone(), counters.clone()),
             host: self.host.clone(),
-            tally: self.tally.clone(),
+            counters,
         }))
     }
 }
@@ -145,7 +144,7 @@ struct VsockWorker {
     payload: Vec<u8>,
     muxer: Muxer,
     host: Arc<HostSide>,
-    tally: Arc<Tally>,
+    counters: Arc<Counters>,
 }
 
 impl VirtioWorker for VsockWorker {
@@ -214,20 +213,21 @@ impl VsockWorker {
         let (chain, memory) = (&self.tx_chain, self.tx.memory());
         let mut bytes = [0; HEADER_SIZE];
         if chain.read_start(memory, &mut bytes) < HEADER_SIZE {
-            return self.tally.guest("a packet without a whole header");
+            return self.counters.bad_packet("a packet without a whole header");
         }
         let header = Header::parse(&bytes);
         // Only RW has a payload; what another packet has behind its header says nothing.
         let len = if header.op == op::RW { header.len } else { 0 };
         if len > chain.readable_len() - HEADER_SIZE as u32 {
-            self.tally.guest("a packet shorter than it says");
+            self.counters.bad_packet("a packet shorter than it says");
             return self.refuse(&header);
         }
         if len > BUF_ALLOC {
-            self.tally.guest("a packet beyond its credit");
+            self.counters.bad_packet("a packet beyond its credit");
             return self.refuse(&header);
         }
         read_payload(chain, memory, len, &mut self.payload);
+        self.counters.guest_sent(len);
         self.muxer.on_packet(&header, &self.payload);
     }
 
@@ -271,7 +271,7 @@ impl VsockWorker {
         let (chain, memory) = (&self.rx_chain, self.rx.memory());
         let space = (chain.writable_len() as usize).saturating_sub(HEADER_SIZE);
         let written = if space == 0 {
-            self.tally.guest("a buffer without space for a packet");
+            self.counters.bad_buffer();
             0
         } else {
             self.payload.resize(space.min(MAX_PAYLOAD), 0);
@@ -282,6 +282,7 @@ impl VsockWorker {
             write_start(chain, memory, 0, &header.to_bytes())?;
             let payload = &self.payload[..header.len as usize];
             write_start(chain, memory, HEADER_SIZE as u32, payload)?;
+            self.counters.guest_got(header.len);
             written
         };
         self.rx_held = false;

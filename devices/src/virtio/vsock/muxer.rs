@@ -17,8 +17,8 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::connection::{Connection, Ports, Verdict};
+use super::counters::Counters;
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
-use super::tally::Tally;
 use crate::backend::unix_socket::{self, ListeningSocket};
 
 /// The most connections at a time.
@@ -78,11 +78,11 @@ pub(super) struct Muxer {
     next_port: u32,
     /// Clients wait that could not be accepted for want of descriptors.
     accept_later: bool,
-    tally: Arc<Tally>,
+    counters: Arc<Counters>,
 }
 
 impl Muxer {
-    pub(super) fn new(guest_cid: u32, host: Arc<HostSide>, tally: Arc<Tally>) -> Self {
+    pub(super) fn new(guest_cid: u32, host: Arc<HostSide>, counters: Arc<Counters>) -> Self {
         let mut muxer = Self {
             guest_cid: guest_cid.into(),
             host,
@@ -93,7 +93,7 @@ impl Muxer {
             last_id: LISTENER,
             next_port: FIRST_PORT,
             accept_later: false,
-            tally,
+            counters,
         };
         // The muxer of the driver before this one may have been told of clients that it left.
         muxer.listen_again();
@@ -113,7 +113,7 @@ impl Muxer {
     /// Takes a packet of the guest's; `payload` is as long as its header says.
     pub(super) fn on_packet(&mut self, header: &Header, payload: &[u8]) {
         if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
-            return self.tally.guest("a packet with a wrong address");
+            return self.counters.bad_packet("a packet with a wrong address");
         }
         let ports = Ports {
             host: header.dst_port,
@@ -121,7 +121,7 @@ impl Muxer {
         };
         let known = self.by_ports.get(&ports).copied();
         if header.kind != TYPE_STREAM {
-            self.tally.guest("a packet of an unknown type");
+            self.counters.bad_packet("a packet of an unknown type");
             return self.reset(header);
         }
         let Some(id) = known else {
@@ -152,7 +152,7 @@ impl Muxer {
         let stream = if self.connections.len() < MAX_CONNECTIONS {
             self.dial(ports.host)
         } else {
-            self.tally.guest("more connections than there may be");
+            self.counters.too_many();
             None
         };
         let id = stream.and_then(|stream| {
@@ -179,7 +179,7 @@ impl Muxer {
                 // Nobody listens: the guest's to know, not the host's.
                 let usual = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
                 if !usual.contains(&err.kind()) {
-                    self.tally.host("connecting to a port's socket", &err);
+                    self.counters.host("connecting to a port's socket", &err);
                 }
                 None
             }
@@ -193,11 +193,12 @@ impl Muxer {
     ) -> Option<u64> {
         let id = self.last_id + 1;
         if let Err(err) = self.host.watch(stream.as_raw_fd(), id) {
-            self.tally.host("waiting for a connection", &err);
+            self.counters.host("waiting for a connection", &err);
             return None;
         }
         self.last_id = id;
         self.connections.insert(id, make(stream));
+        self.counters.connected();
         Some(id)
     }
 
@@ -239,6 +240,7 @@ impl Muxer {
     /// The next packet for the guest. Its bytes are put to the start of `payload`, which is not empty.
     pub(super) fn next_packet(&mut self, payload: &mut [u8]) -> Option<Header> {
         if let Some(reset) = self.resets.pop_front() {
+            self.counters.reset();
             return Some(reset);
         }
         while let Some(id) = self.ready.pop_front() {
@@ -249,7 +251,10 @@ impl Muxer {
             let packet = connection.next_packet(payload);
             let header = packet.map(|packet| connection.header(packet));
             match header {
-                Some(header) if header.op == op::RST => self.remove(id),
+                Some(header) if header.op == op::RST => {
+                    self.counters.reset();
+                    self.remove(id);
+                }
                 _ => self.schedule(id),
             }
             if let Some(header) = header {
@@ -271,7 +276,7 @@ impl Muxer {
             Ok(count) => count,
             Err(err) if err.kind() == io::ErrorKind::Interrupted => 0,
             Err(err) => {
-                self.tally.host("waiting for sockets", &err);
+                self.counters.host("waiting for sockets", &err);
                 0
             }
         };
@@ -318,7 +323,7 @@ impl Muxer {
 
     fn listen_again(&mut self) {
         if let Err(err) = self.host.listen(ControlOperation::Modify) {
-            self.tally.host("listening", &err);
+            self.counters.host("listening", &err);
         }
     }
 
@@ -329,10 +334,10 @@ impl Muxer {
                     self.insert(stream, Connection::from_host);
                 }
                 // There are too many: this one is turned away by an end of file.
-                Ok(Some(_)) => {}
+                Ok(Some(_)) => self.counters.too_many(),
                 Ok(None) => return,
                 Err(err) => {
-                    self.tally.host("accepting a connection", &err);
+                    self.counters.host("accepting a connection", &err);
                     self.accept_later = true;
                     return;
                 }
