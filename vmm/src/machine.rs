@@ -73,12 +73,13 @@ impl Machine {
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
         let virtio = virtio::devices(config)?;
+        devices.resizers = virtio.resizers;
         let io = match virtio::placement(config) {
             Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
             Placement::Nowhere | Placement::ControlThread => None,
         };
         if let Some(host) = workers.as_ref().or(io.as_ref().map(IoThread::workers)) {
-            devices.add_virtio(&vm, &ram, host, virtio)?;
+            devices.add_virtio(&vm, &ram, host, virtio.all)?;
         }
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");

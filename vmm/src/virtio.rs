@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ampoule_devices::backend::disk::{BlockBackend, DiskError, OpenDisk, RawDisk};
 use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::virtio::VirtioDevice;
-use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine};
+use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
 use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::Rng;
 use ampoule_devices::virtio::vsock::Vsock;
@@ -16,15 +16,27 @@ use crate::error::Error;
 /// A device with its name in messages.
 pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The virtio devices that a configuration asks for, in the order in which the guest sees them.
+/// The virtio devices of a machine.
+#[derive(Default)]
+pub(crate) struct Devices {
+    /// In the order in which the guest sees them.
+    pub(crate) all: Vec<NamedDevice>,
+    /// What changes disks' sizes.
+    pub(crate) resizers: Vec<Resizer>,
+}
+
+/// The virtio devices that a configuration asks for.
 ///
 /// # Errors
 /// What a device stands on cannot be opened.
-pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
+pub(crate) fn devices(config: &VmConfig) -> Result<Devices, Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
+    let mut resizers = Vec::new();
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
-        devices.push((name.clone(), Box::new(open_disk(disk, name)?)));
+        let disk = open_disk(disk, name.clone())?;
+        resizers.push(disk.resizer());
+        devices.push((name, Box::new(disk)));
     }
     for (index, interface) in config.net.iter().enumerate() {
         let name = interface.name(index);
@@ -37,7 +49,10 @@ pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
         let device = Vsock::open(vsock.cid, &vsock.socket)?;
         devices.push(("vsock".into(), Box::new(device)));
     }
-    Ok(devices)
+    Ok(Devices {
+        all: devices,
+        resizers,
+    })
 }
 
 /// Which thread does a machine's virtio devices' work.
@@ -80,6 +95,7 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
             CacheMode::Unsafe => block::CacheMode::Unsafe,
         },
         queues: disk.queues,
+        limiter: None,
         poll: disk.poll.as_duration(),
     };
     let engine = engine(disk, &image)?;

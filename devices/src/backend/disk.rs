@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -26,6 +26,15 @@ const MAX_PIECES: usize = 1024;
 pub trait BlockBackend: Send + Sync {
     /// Its size in bytes, a multiple of [`SECTOR`].
     fn size(&self) -> u64;
+
+    /// Looks how large the image is by now, and takes what it has grown by; returns what it found. One that has shrunk keeps
+    /// its size: what lies beyond the end fails.
+    ///
+    /// # Errors
+    /// The host's.
+    fn refresh_size(&self) -> io::Result<u64> {
+        Ok(self.size())
+    }
 
     /// Whether it may not be written.
     fn is_read_only(&self) -> bool;
@@ -214,7 +223,8 @@ impl DiskError {
 #[derive(Debug)]
 pub struct RawDisk {
     file: File,
-    size: u64,
+    size: AtomicU64,
+    is_device: bool,
     read_only: bool,
     direct: Option<Direct>,
     flush_failed: AtomicBool,
@@ -269,12 +279,7 @@ impl RawDisk {
         if let Some(size) = options.create_size.filter(|_| fresh) {
             file.set_len(size).map_err(failed)?;
         }
-        let size = if kind.is_block_device() {
-            use std::io::{Seek, SeekFrom};
-            (&file).seek(SeekFrom::End(0)).map_err(failed)?
-        } else {
-            file.metadata().map_err(failed)?.len()
-        };
+        let size = measure(&file, kind.is_block_device()).map_err(failed)?;
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return Err(DiskError::Size {
                 path: path.to_owned(),
@@ -287,7 +292,8 @@ impl RawDisk {
         };
         Ok(Self {
             file,
-            size,
+            size: AtomicU64::new(size),
+            is_device: kind.is_block_device(),
             read_only: options.read_only,
             direct,
             flush_failed: AtomicBool::new(false),
@@ -424,7 +430,15 @@ impl RawDisk {
 
 impl BlockBackend for RawDisk {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn refresh_size(&self) -> io::Result<u64> {
+        let found = measure(&self.file, self.is_device)?;
+        let block = self.direct.as_ref().map_or(SECTOR, Direct::block);
+        let whole = found - found % block;
+        self.size.fetch_max(whole, Ordering::AcqRel);
+        Ok(whole)
     }
 
     fn is_read_only(&self) -> bool {
@@ -499,6 +513,14 @@ fn is_unsupported(err: &io::Error) -> bool {
         // EINVAL: a block device whose blocks are larger than the range.
         Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL)
     )
+}
+
+fn measure(mut file: &File, is_device: bool) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    match is_device {
+        true => file.seek(SeekFrom::End(0)),
+        false => Ok(file.metadata()?.len()),
+    }
 }
 
 fn open_direct(file: &File, path: &Path, size: u64) -> Result<Direct, DiskError> {

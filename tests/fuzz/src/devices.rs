@@ -40,6 +40,7 @@ pub fn block(cache: CacheMode, queues: u16, disk: Arc<MemoryDisk>) -> Block {
         serial: "serial".into(),
         cache,
         queues,
+        limiter: None,
         poll: Duration::ZERO,
     };
     Block::new(config, disk, Engine::sync())

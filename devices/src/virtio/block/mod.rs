@@ -10,13 +10,16 @@ mod request;
 mod tests;
 mod worker;
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::config_change::ConfigNotifier;
 use super::device::{
     ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker, read_space,
 };
 use crate::backend::disk::{BlockBackend, SECTOR};
+use crate::rate_limiter::RateLimiter;
 
 pub use engine::Engine;
 
@@ -71,6 +74,8 @@ pub struct BlockConfig {
     pub cache: CacheMode,
     /// Number of queues, 1 to [`MAX_QUEUES`].
     pub queues: u16,
+    /// How much may be asked of it; none for as much as it can do. A FLUSH is an operation of no bytes.
+    pub limiter: Option<Arc<RateLimiter>>,
     /// How long to watch a busy queue for its next request ([`set_poll`](super::queue::ActiveQueue::set_poll)).
     pub poll: Duration,
 }
@@ -81,6 +86,7 @@ pub struct Block {
     backend: Arc<dyn BlockBackend>,
     queue_sizes: Vec<u16>,
     engine: Engine,
+    notifier: Arc<OnceLock<ConfigNotifier>>,
 }
 
 impl Block {
@@ -91,7 +97,17 @@ impl Block {
             config,
             backend,
             engine,
+            notifier: Arc::default(),
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
+        }
+    }
+
+    /// What changes its size while it is in use.
+    pub fn resizer(&self) -> Resizer {
+        Resizer {
+            name: self.config.name.clone(),
+            backend: self.backend.clone(),
+            notifier: self.notifier.clone(),
         }
     }
 
@@ -116,6 +132,11 @@ impl Block {
 }
 
 impl VirtioDevice for Block {
+    fn attach(&mut self, config: ConfigNotifier) {
+        // A device is attached once.
+        let _ = self.notifier.set(config);
+    }
+
     fn device_type(&self) -> VirtioDeviceType {
         VirtioDeviceType::BLOCK
     }
@@ -176,6 +197,59 @@ impl VirtioDevice for Block {
             context.queues,
             disk,
             self.engine.clone(),
+            self.config.limiter.clone(),
         )))
+    }
+}
+
+/// The host's way to a disk in use: looks at its image's size again. Any thread may call it.
+#[derive(Clone)]
+pub struct Resizer {
+    name: String,
+    backend: Arc<dyn BlockBackend>,
+    notifier: Arc<OnceLock<ConfigNotifier>>,
+}
+
+/// What became of a disk's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resized {
+    /// It is what it was, in bytes.
+    Same(u64),
+    /// It is so much now, and the driver has been told.
+    Grown(u64),
+    /// The image is smaller than the disk, which stays as it is.
+    Refused {
+        /// Bytes of the disk.
+        disk: u64,
+        /// Bytes of the image.
+        image: u64,
+    },
+}
+
+impl Resizer {
+    /// The disk's name in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Looks how large the image is by now, and tells the driver if it has grown.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn resize(&self) -> io::Result<Resized> {
+        let (name, disk) = (&self.name, self.backend.size());
+        let image = self.backend.refresh_size()?;
+        if image < disk {
+            log::warn!("{name}: the image has shrunk to {image} bytes; the disk keeps its {disk}");
+            return Ok(Resized::Refused { disk, image });
+        }
+        if image == disk {
+            return Ok(Resized::Same(disk));
+        }
+        log::info!("{name}: grown from {disk} to {image} bytes");
+        if let Some(notifier) = self.notifier.get() {
+            notifier.notify()?;
+        }
+        Ok(Resized::Grown(image))
     }
 }

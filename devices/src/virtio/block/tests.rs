@@ -1,9 +1,12 @@
 //! The block device, driven by its ring; requests good and bad.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use std::time::Instant;
 
 use vm_memory::VolatileSlice;
 
@@ -12,6 +15,7 @@ mod ring;
 
 use super::*;
 use crate::backend::disk::{OpenDisk, RawDisk, Route};
+use crate::rate_limiter::{Rate, RateLimit};
 use crate::virtio::status::features as common;
 use crate::virtio::testing::*;
 use crate::virtio::transport::mmio::register;
@@ -79,6 +83,10 @@ impl TestDisk {
 impl BlockBackend for TestDisk {
     fn size(&self) -> u64 {
         self.image.size()
+    }
+
+    fn refresh_size(&self) -> io::Result<u64> {
+        self.image.refresh_size()
     }
 
     fn is_read_only(&self) -> bool {
@@ -164,12 +172,45 @@ impl Kind {
     }
 }
 
+/// Lays a request of queue 0 at `slot`: three descriptors, a status and 64 KiB for data of its own.
+fn lay(driver: &Driver, slot: u16, kind: u32, sector: u64, len: u32) -> u64 {
+    let at = u64::from(slot);
+    let (header, status) = (HEADER + at * 32, STATUS + at);
+    let data = DATA + at * 0x1_0000;
+    driver.put(header, kind);
+    driver.put(header + 8, sector);
+    driver.put(status, 0xff_u8);
+    let first = slot * 3;
+    let middle = match kind {
+        0 => writable(data, len, Some(first + 2)),
+        _ => readable(data, len, Some(first + 2)),
+    };
+    driver.put_desc(DESCRIPTORS, first, readable(header, 16, Some(first + 1)));
+    driver.put_desc(DESCRIPTORS, first + 1, middle);
+    driver.put_desc(DESCRIPTORS, first + 2, writable(status, 1, None));
+    driver.make_available(first);
+    data
+}
+
+fn limited(kind: Kind, disk: &Arc<TestDisk>, limiter: Arc<RateLimiter>) -> Block {
+    let config = BlockConfig {
+        name: "test".into(),
+        serial: String::new(),
+        cache: CacheMode::Writeback,
+        queues: 1,
+        limiter: Some(limiter),
+        poll: Duration::ZERO,
+    };
+    Block::new(config, disk.clone(), kind.engine(&**disk))
+}
+
 fn block(kind: Kind, disk: &Arc<TestDisk>, cache: CacheMode) -> Block {
     let config = BlockConfig {
         name: "test".into(),
         serial: "a serial that is longer than twenty bytes".into(),
         cache,
         queues: 1,
+        limiter: None,
         poll: Duration::ZERO,
     };
     Block::new(config, disk.clone(), kind.engine(&**disk))
@@ -461,5 +502,128 @@ fn the_configuration_says_how_large_it_is_and_ends() {
         assert_eq!(bench.driver.read(register::CONFIG + 0xefc), 0);
         bench.driver.write(register::CONFIG, 0);
         assert_eq!(bench.driver.read(register::CONFIG), (DISK / 512) as u32);
+    }
+}
+
+/// A limit on operations and on bytes, each with its burst.
+fn limiter(ops: Option<(u64, u64)>, bytes: Option<(u64, u64)>) -> Arc<RateLimiter> {
+    let rate = |(per_second, burst): (u64, u64)| {
+        let count = |number| NonZeroU64::new(number).unwrap();
+        Rate::new(count(per_second), Some(count(burst)), NonZeroU64::MIN)
+    };
+    let limit = RateLimit {
+        ops: ops.map(rate),
+        bytes: bytes.map(rate),
+    };
+    Arc::new(RateLimiter::new(limit, Instant::now()).unwrap())
+}
+
+#[test]
+fn what_the_limit_does_not_let_go_waits_for_its_timer_and_asks_for_nothing_meanwhile() {
+    const SLOW: u64 = 1;
+    for kind in Kind::ALL {
+        for (limiter, lengths, go) in [
+            // An operation a second is as good as none more, as long as nobody waits for it.
+            (limiter(Some((SLOW, 3)), None), [512_u32; 5], 3),
+            (
+                limiter(None, Some((SLOW, 4096))),
+                [2048, 2048, 512, 512, 512],
+                2,
+            ),
+            // The first leaves the bucket in debt.
+            (
+                limiter(None, Some((SLOW, 4096))),
+                [8192, 512, 512, 512, 512],
+                1,
+            ),
+        ] {
+            let (_folder, disk) = TestDisk::new(*kind, false);
+            let device = limited(*kind, &disk, limiter);
+            let driver = Driver::ready(device, 1);
+            for (slot, len) in (0..).zip(lengths) {
+                lay(&driver, slot, 0, 0, len);
+            }
+            driver.kick();
+            while driver.used_index() < go {
+                assert!(driver.host.wait(), "nothing goes");
+            }
+            assert_eq!(driver.used_index(), go);
+            // More notifications do not help.
+            for _ in 0..3 {
+                driver.kick();
+            }
+            assert_eq!(driver.used_index(), go);
+            assert_eq!(driver.host.run(10), 0, "it spins");
+            // Nor does a reset.
+            driver.set_up(1, common::VERSION_1);
+            lay(&driver, 0, 0, 0, 512);
+            driver.kick();
+            assert_eq!(driver.used_index(), 0);
+        }
+    }
+}
+
+#[test]
+fn the_timer_lets_what_waits_go() {
+    for kind in Kind::ALL {
+        let (_folder, disk) = TestDisk::new(*kind, false);
+        let device = limited(*kind, &disk, limiter(Some((1000, 1)), None));
+        let driver = Driver::ready(device, 1);
+        for slot in 0..5 {
+            // One of them is a flush.
+            lay(&driver, slot, if slot == 2 { 4 } else { 0 }, 0, 0);
+        }
+        driver.kick();
+        while driver.used_index() < 5 {
+            assert!(driver.host.wait(), "it has been forgotten");
+        }
+    }
+}
+
+#[test]
+fn an_image_that_grows_is_told_of_and_one_that_shrinks_is_not_followed() {
+    for kind in Kind::ALL {
+        let (folder, disk) = TestDisk::new(*kind, false);
+        let device = block(*kind, &disk, CacheMode::Writeback);
+        let resizer = device.resizer();
+        let image = std::fs::File::options()
+            .write(true)
+            .open(folder.path().join("disk"))
+            .unwrap();
+        let set = |len| {
+            image.set_len(len).unwrap();
+            resizer.resize().unwrap()
+        };
+        // Nobody is there yet to be told.
+        assert_eq!(set(DISK + 4096), Resized::Grown(DISK + 4096));
+        let driver = Driver::ready(device, 1);
+        let bench = Bench {
+            driver,
+            disk,
+            _folder: folder,
+        };
+        let generation = || bench.driver.read(register::CONFIG_GENERATION);
+        let sectors = || bench.driver.read(register::CONFIG);
+        let before = (generation(), bench.driver.line.count());
+        assert_eq!(set(DISK + 4096), Resized::Same(DISK + 4096));
+        assert_eq!((generation(), bench.driver.line.count()), before);
+
+        let last = (DISK + 8192) / 512 - 1;
+        assert_eq!(bench.request(0, last, false, 512), IOERR);
+        let before = (generation(), bench.driver.line.count());
+        assert_eq!(set(DISK + 8192), Resized::Grown(DISK + 8192));
+        assert_ne!(generation(), before.0);
+        assert_eq!(bench.driver.line.count(), before.1 + 1);
+        assert_eq!(bench.driver.read(register::INTERRUPT_STATUS) & 2, 2);
+        assert_eq!(u64::from(sectors()), last + 1);
+        assert_eq!(bench.request(1, last, true, 512), OK);
+
+        let before = (generation(), bench.driver.line.count());
+        let (disk, image) = (DISK + 8192, 4096);
+        assert_eq!(set(image), Resized::Refused { disk, image });
+        assert_eq!((generation(), bench.driver.line.count()), before);
+        assert_eq!(u64::from(sectors()), last + 1);
+        assert_eq!(bench.request(0, last, false, 512), IOERR);
+        assert_eq!(bench.request(0, 0, false, 512), OK);
     }
 }

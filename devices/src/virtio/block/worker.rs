@@ -3,29 +3,57 @@
 //! With a ring, all queues share it. What has no room on it stays in its queue, which is not asked to notify then: the next
 //! completion makes room. Completions come in any order; a driver that wants an order waits (5.2.6.2: a flush covers what was
 //! completed before it was made available).
+//!
+//! A request that the rate limit does not let go is put back, and its queue left alone until the timer expires.
+
+use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 
 use super::engine::{Engine, InFlight, Ring};
 use super::request::{Disk, Step, Transfer, TransferKind};
 use crate::backend::disk::Route;
+use crate::rate_limiter::RateLimiter;
 use crate::virtio::device::{EventSource, VirtioWorker, WorkerError};
 use crate::virtio::queue::{ActiveQueue, Chain};
 
 const COMPLETIONS: u32 = 0;
+const TIMER: u32 = 1;
+
+/// The request's header and its status byte.
+const OVERHEAD: u32 = 17;
 
 pub(super) struct BlockWorker {
     queues: Vec<ActiveQueue>,
     disk: Disk,
     engine: Engine,
+    limiter: Option<Arc<RateLimiter>>,
     chain: Chain,
-    /// Queues that wait for room on the ring, by a bit each.
-    starved: u32,
+    waiting: Waiting,
+}
+
+/// Queues that are not looked at for a while, nor asked to notify: by a bit each.
+#[derive(Default)]
+struct Waiting {
+    /// For room on the ring.
+    room: u32,
+    /// For the rate limit's timer.
+    timer: u32,
+    /// When that expires.
+    until: Option<Instant>,
+    /// The queue that is looked at first then.
+    first: usize,
 }
 
 impl BlockWorker {
     /// A worker for these queues, of which there is at least one.
-    pub(super) fn new(queues: Vec<ActiveQueue>, disk: Disk, engine: Engine) -> Self {
+    pub(super) fn new(
+        queues: Vec<ActiveQueue>,
+        disk: Disk,
+        engine: Engine,
+        limiter: Option<Arc<RateLimiter>>,
+    ) -> Self {
         if let (Some(mut ring), Some(queue)) = (engine.ring(), queues.first()) {
             ring.attach(queue.memory());
         }
@@ -33,8 +61,9 @@ impl BlockWorker {
             queues,
             disk,
             engine,
+            limiter,
             chain: Chain::new(),
-            starved: 0,
+            waiting: Waiting::default(),
         }
     }
 
@@ -51,7 +80,8 @@ impl BlockWorker {
             queues: &mut self.queues,
             disk: &self.disk,
             chain: &mut self.chain,
-            starved: &mut self.starved,
+            limiter: self.limiter.as_deref(),
+            waiting: &mut self.waiting,
             ring: ring.as_deref_mut(),
         })?;
         if let Some(ring) = &mut ring {
@@ -68,7 +98,12 @@ impl VirtioWorker for BlockWorker {
             token: COMPLETIONS,
             events: EventSet::IN,
         });
-        completions.into_iter().collect()
+        let timer = self.limiter.as_ref().map(|limiter| EventSource {
+            fd: limiter.fd(),
+            token: TIMER,
+            events: EventSet::IN | EventSet::EDGE_TRIGGERED,
+        });
+        completions.into_iter().chain(timer).collect()
     }
 
     fn process_queue(&mut self, index: u16) -> Result<(), WorkerError> {
@@ -76,19 +111,14 @@ impl VirtioWorker for BlockWorker {
         at.map_or(Ok(()), |at| self.turn(|turn| turn.serve(at)))
     }
 
-    fn process_event(&mut self, _token: u32, _events: EventSet) -> Result<(), WorkerError> {
+    fn process_event(&mut self, token: u32, _events: EventSet) -> Result<(), WorkerError> {
+        if token == TIMER {
+            return self.turn(|turn| turn.serve_after_timer());
+        }
         if let Some(ring) = self.engine.ring() {
             ring.heard();
         }
-        self.turn(|turn| {
-            turn.finish()?;
-            for at in 0..turn.queues.len() {
-                if *turn.starved & 1 << at != 0 && turn.has_room() {
-                    turn.serve(at)?;
-                }
-            }
-            Ok(())
-        })
+        self.turn(|turn| turn.serve_after_completions())
     }
 
     fn stop(mut self: Box<Self>) -> Vec<ActiveQueue> {
@@ -108,11 +138,24 @@ impl Drop for BlockWorker {
     }
 }
 
+/// Why no more requests were begun.
+enum Taken {
+    /// There are no more.
+    All,
+    /// It is the turn of others.
+    Enough,
+    /// The ring is full.
+    NoRoom,
+    /// The rate limit is reached.
+    Limited,
+}
+
 struct Turn<'a> {
     queues: &'a mut [ActiveQueue],
     disk: &'a Disk,
     chain: &'a mut Chain,
-    starved: &'a mut u32,
+    limiter: Option<&'a RateLimiter>,
+    waiting: &'a mut Waiting,
     ring: Option<&'a mut Ring>,
 }
 
@@ -121,24 +164,56 @@ impl Turn<'_> {
         self.ring.as_ref().is_none_or(|ring| ring.has_room())
     }
 
-    /// Serves a queue until it is empty, or the ring full; at most as many requests as the queue has, so that a driver that
-    /// keeps it full does not keep the thread.
+    fn serve_after_completions(&mut self) -> Result<(), WorkerError> {
+        self.finish()?;
+        for at in 0..self.queues.len() {
+            if self.waiting.room & 1 << at != 0 && self.has_room() {
+                self.serve(at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_after_timer(&mut self) -> Result<(), WorkerError> {
+        self.waiting.until = None;
+        let queues = std::mem::take(&mut self.waiting.timer);
+        let (first, count) = (self.waiting.first, self.queues.len());
+        for at in (0..count).map(|at| (at + first) % count) {
+            if queues & 1 << at != 0 {
+                self.serve(at)?;
+            }
+        }
+        // Each is the first of them once.
+        self.waiting.first = (first + 1) % count;
+        Ok(())
+    }
+
+    /// Serves a queue until it is empty, or the ring full, or the limit reached; at most as many requests as the queue has, so
+    /// that a driver that keeps it full does not keep the thread.
     fn serve(&mut self, at: usize) -> Result<(), WorkerError> {
-        *self.starved &= !(1 << at);
+        let bit = 1 << at;
+        self.waiting.room &= !bit;
+        if self.waiting.timer & bit != 0 {
+            return Ok(());
+        }
         let mut budget = self.queues[at].size();
         self.queues[at].wake()?;
         loop {
-            let empty = self.take(at, &mut budget)?;
+            let taken = self.take(at, &mut budget)?;
             self.finish()?;
-            if budget == 0 {
-                return self.queues[at].come_back();
-            }
-            if !empty {
-                if self.has_room() {
-                    continue;
+            match taken {
+                Taken::Enough => return self.queues[at].come_back(),
+                // What has ended at once has made room.
+                Taken::NoRoom if self.has_room() => continue,
+                Taken::NoRoom => {
+                    self.waiting.room |= bit;
+                    return Ok(());
                 }
-                *self.starved |= 1 << at;
-                return Ok(());
+                Taken::Limited => {
+                    self.waiting.timer |= bit;
+                    return Ok(());
+                }
+                Taken::All => {}
             }
             let ring = &mut self.ring;
             let done = || ring.as_mut().is_some_and(|ring| ring.is_ready());
@@ -148,15 +223,21 @@ impl Turn<'_> {
         }
     }
 
-    /// Begins requests of a queue, as long as there is room; whether the queue is empty then.
-    fn take(&mut self, at: usize, budget: &mut u16) -> Result<bool, WorkerError> {
-        while *budget > 0 && self.has_room() {
-            let queue = &mut self.queues[at];
-            if !queue.pop(self.chain)? {
-                return Ok(true);
+    /// Begins requests of a queue.
+    fn take(&mut self, at: usize, budget: &mut u16) -> Result<Taken, WorkerError> {
+        while *budget > 0 {
+            if !self.has_room() {
+                return Ok(Taken::NoRoom);
+            }
+            if !self.queues[at].pop(self.chain)? {
+                return Ok(Taken::All);
+            }
+            if !self.may_go()? {
+                self.queues[at].undo_pop(self.chain.head());
+                return Ok(Taken::Limited);
             }
             *budget -= 1;
-            let step = self.disk.begin(self.chain, queue.memory());
+            let step = self.disk.begin(self.chain, self.queues[at].memory());
             let written = match step {
                 Step::Done(written) => written,
                 Step::Transfer(transfer) => match self.begin(at, transfer)? {
@@ -165,6 +246,26 @@ impl Turn<'_> {
                 },
             };
             self.queues[at].push(self.chain.head(), written)?;
+        }
+        Ok(Taken::Enough)
+    }
+
+    /// Whether the rate limit lets the chain go; if not, the timer tells when to ask again.
+    fn may_go(&mut self) -> Result<bool, WorkerError> {
+        let Some(limiter) = self.limiter else {
+            return Ok(true);
+        };
+        let chain = &*self.chain;
+        let bytes = chain.readable_len().saturating_add(chain.writable_len());
+        let now = Instant::now();
+        let Err(wait) = limiter.take(1, bytes.saturating_sub(OVERHEAD).into(), now) else {
+            return Ok(true);
+        };
+        // The soonest of all queues.
+        let until = now + wait;
+        if self.waiting.until.is_none_or(|soonest| until < soonest) {
+            limiter.wake_after(wait)?;
+            self.waiting.until = Some(until);
         }
         Ok(false)
     }

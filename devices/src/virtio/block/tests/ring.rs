@@ -26,6 +26,7 @@ impl Odd {
             serial: String::new(),
             cache: CacheMode::Writeback,
             queues: 1,
+            limiter: None,
             poll: Duration::ZERO,
         };
         let engine = Engine::with_depth(&**self, depth).unwrap();
@@ -72,26 +73,6 @@ impl BlockBackend for Odd {
     }
 }
 
-/// Lays a request of queue 0 at `slot`: three descriptors, a status and 64 KiB for data of its own.
-fn lay(driver: &Driver, slot: u16, kind: u32, sector: u64, len: u32) -> u64 {
-    let at = u64::from(slot);
-    let (header, status) = (HEADER + at * 32, STATUS + at);
-    let data = DATA + at * 0x1_0000;
-    driver.put(header, kind);
-    driver.put(header + 8, sector);
-    driver.put(status, 0xff_u8);
-    let first = slot * 3;
-    let middle = match kind {
-        0 => writable(data, len, Some(first + 2)),
-        _ => readable(data, len, Some(first + 2)),
-    };
-    driver.put_desc(DESCRIPTORS, first, readable(header, 16, Some(first + 1)));
-    driver.put_desc(DESCRIPTORS, first + 1, middle);
-    driver.put_desc(DESCRIPTORS, first + 2, writable(status, 1, None));
-    driver.make_available(first);
-    data
-}
-
 fn wait_for(driver: &Driver, used: u16) {
     while driver.used_index() != used && !driver.needs_reset() {
         assert!(driver.host.wait(), "nothing happens any more");
@@ -111,6 +92,7 @@ fn more_requests_than_the_ring_takes_are_all_served_and_interrupt_once_a_batch()
             serial: String::new(),
             cache: CacheMode::Writeback,
             queues: 1,
+            limiter: None,
             poll: Duration::ZERO,
         };
         let engine = Engine::with_depth(&*disk, depth).unwrap();
