@@ -147,10 +147,10 @@ pub(crate) struct RunArgs {
     /// A disk, as path=IMAGE with more keys after commas; several times for several disks
     ///
     /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates a sparse image
-    /// where there is none; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
+    /// where there is none; engine=sync|io_uring, what moves the data, else the one that measures best; direct goes past the host's page cache; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
     /// serial=TEXT; id=NAME, for messages; queues=N; poll=20us, how
     /// long to watch a busy disk for its next request; lock=off to share a disk at one's own risk. The image is raw, whatever it
-    /// holds. A comma in a value is doubled.
+    /// holds. SIGUSR2 has all images' sizes looked at again, and the guest told of what has grown. A comma in a value is doubled.
     #[arg(long, value_name = "path=IMAGE,…", help_heading = DEVICES, value_parser = disk_arg::parse)]
     disk: Vec<DiskConfig>,
     /// A network interface, as user, tap=NAME or fd=N with more keys after commas; several times for several interfaces

@@ -93,7 +93,8 @@ impl Prepared {
         let shares_terminal =
             on_stdio && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
         let (source, signals, first_signal) =
-            Signals::new(config.grace.as_duration(), metrics).map_err(host("signals"))?;
+            Signals::new(config.grace.as_duration(), metrics, !config.disk.is_empty())
+                .map_err(host("signals"))?;
         let mut builder = VmBuilder::new(config)
             .timeline(timeline)
             .control_source(source)

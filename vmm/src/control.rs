@@ -142,6 +142,9 @@ impl Control {
             self.blueprint
                 .shared
                 .set_power(Some(machine.devices.power.clone()));
+            self.blueprint
+                .shared
+                .set_resizers(machine.devices.resizers.clone());
             machine.start().map_err(|err| error_chain(&err))?;
         }
         // After a restart: what the last guest did not take is for this one.
@@ -214,6 +217,8 @@ impl Control {
     fn power_off(&mut self) {
         let shared = &self.blueprint.shared;
         shared.set_power(None);
+        // They keep the images open, and locked.
+        shared.set_resizers(Vec::new());
         // A vCPU may be waiting for room in the queue of a sink that stands still.
         self.blueprint.output.interrupt();
         self.machine = None;

@@ -34,10 +34,11 @@ mod vcpu;
 mod virtio;
 mod vm;
 
+pub use ampoule_devices::virtio::block::Resized;
 pub use control::ControlSource;
 pub use error::Error;
 pub use exit::{ExitReason, GuestPanic};
-pub use handle::VmHandle;
+pub use handle::{ResizeError, VmHandle};
 pub use kvm::KvmError;
 pub use memory::{GuestRam, MemoryError};
 pub use passt::PasstError;

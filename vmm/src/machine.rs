@@ -78,9 +78,13 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let (virtio, passt) = virtio::devices(config, &ram)?;
+        let virtio = virtio::devices(config, &ram)?;
+        devices.resizers = virtio.resizers;
         if let Some(watch) = helpers {
-            let waited = passt.iter().try_for_each(|helper| watch.add(helper));
+            let waited = virtio
+                .helpers
+                .iter()
+                .try_for_each(|helper| watch.add(helper));
             waited.map_err(Error::host("event"))?;
         }
         let io = match virtio::placement(config) {
@@ -88,7 +92,7 @@ impl Machine {
             Placement::Nowhere | Placement::ControlThread => None,
         };
         if let Some(host) = workers.as_ref().or(io.as_ref().map(IoThread::workers)) {
-            devices.add_virtio(&vm, &ram, host, virtio)?;
+            devices.add_virtio(&vm, &ram, host, virtio.all)?;
         }
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
@@ -127,7 +131,7 @@ impl Machine {
             vcpus,
             devices,
             io,
-            passt,
+            passt: virtio.helpers,
             _vm: vm,
             _ram: ram,
         })

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
+use ampoule_devices::backend::disk::{BlockBackend, DiskError, OpenDisk, RawDisk};
 use ampoule_devices::backend::frame_stream::FrameStream;
 use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::backend::vhost_net::VhostNet;
 use ampoule_devices::virtio::VirtioDevice;
-use ampoule_devices::virtio::block::{self, Block, BlockConfig};
+use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
 use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::Rng;
 use ampoule_devices::virtio::vsock::Vsock;
 
-use crate::config::{CacheMode, DiskConfig, NetConfig, VmConfig};
+use crate::config::{CacheMode, DiskConfig, DiskEngine, NetConfig, VmConfig};
 use crate::error::Error;
 use crate::memory::GuestRam;
 use crate::passt::{Passt, PasstConfig};
@@ -20,20 +20,29 @@ use crate::passt::{Passt, PasstConfig};
 /// A device with its name in messages.
 pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The virtio devices that a configuration asks for, in the order in which the guest sees them, and the helper processes that
-/// some of them need.
+/// The virtio devices of a machine.
+#[derive(Default)]
+pub(crate) struct Devices {
+    /// In the order in which the guest sees them.
+    pub(crate) all: Vec<NamedDevice>,
+    /// What changes disks' sizes.
+    pub(crate) resizers: Vec<Resizer>,
+    /// The processes that some of them need.
+    pub(crate) helpers: Vec<Passt>,
+}
+
+/// The virtio devices that a configuration asks for.
 ///
 /// # Errors
 /// What a device stands on cannot be opened or started.
-pub(crate) fn devices(
-    config: &VmConfig,
-    ram: &GuestRam,
-) -> Result<(Vec<NamedDevice>, Vec<Passt>), Error> {
+pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Devices, Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
-    let mut helpers = Vec::new();
+    let (mut resizers, mut helpers) = (Vec::new(), Vec::new());
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
-        devices.push((name.clone(), Box::new(open_disk(disk, name)?)));
+        let disk = open_disk(disk, name.clone())?;
+        resizers.push(disk.resizer());
+        devices.push((name, Box::new(disk)));
     }
     for (index, interface) in config.net.iter().enumerate() {
         let name = interface.name(index);
@@ -54,7 +63,11 @@ pub(crate) fn devices(
         let device = Vsock::open(vsock.cid, &vsock.socket)?;
         devices.push(("vsock".into(), Box::new(device)));
     }
-    Ok((devices, helpers))
+    Ok(Devices {
+        all: devices,
+        resizers,
+        helpers,
+    })
 }
 
 /// Which thread does a machine's virtio devices' work.
@@ -85,6 +98,7 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
         path: &disk.path,
         read_only: disk.readonly,
         create_size: disk.size.map(|size| size.as_bytes()),
+        direct: disk.direct,
         lock: disk.lock,
     })?;
     let config = BlockConfig {
@@ -96,9 +110,22 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
             CacheMode::Unsafe => block::CacheMode::Unsafe,
         },
         queues: disk.queues,
+        limiter: None,
         poll: disk.poll.as_duration(),
     };
-    Ok(Block::new(config, Arc::new(image)))
+    let engine = engine(disk, &image)?;
+    Ok(Block::new(config, Arc::new(image), engine))
+}
+
+/// The engine that was asked for, or the one that measures best (docs/performance.md).
+fn engine(disk: &DiskConfig, image: &dyn BlockBackend) -> Result<Engine, DiskError> {
+    match disk.engine {
+        None | Some(DiskEngine::Sync) => Ok(Engine::sync()),
+        Some(DiskEngine::IoUring) => Engine::io_uring(image).map_err(|source| DiskError::Ring {
+            path: disk.path.clone(),
+            source,
+        }),
+    }
 }
 
 fn open_net(interface: &NetConfig, name: String, ram: &GuestRam) -> Result<Net, Error> {

@@ -614,8 +614,34 @@ impl ActiveQueue {
         self.poll.window = window;
     }
 
-    /// Watches the ring; whether there is a chain.
-    fn watch(&mut self) -> Result<bool, WorkerError> {
+    /// A notification has come, and no other is needed before [`Self::rest`].
+    ///
+    /// # Errors
+    /// The rings cannot be written.
+    pub fn wake(&mut self) -> Result<(), WorkerError> {
+        self.poll.woken();
+        self.disable_notification()
+    }
+
+    /// Nothing is left to do: watches the ring for a moment, if its chains come closely, and then asks the driver to notify.
+    /// `true` when there is a chain, or when `or_else`, which is asked meanwhile, says that there is something else to do.
+    ///
+    /// # Errors
+    /// The rings cannot be read or written.
+    pub fn rest(&mut self, or_else: impl FnMut() -> bool) -> Result<bool, WorkerError> {
+        if self.watch(or_else)? {
+            return Ok(true);
+        }
+        if self.enable_notification()? {
+            self.disable_notification()?;
+            return Ok(true);
+        }
+        self.poll.ask();
+        Ok(false)
+    }
+
+    /// Watches the ring; whether there is a chain, or something else.
+    fn watch(&mut self, mut or_else: impl FnMut() -> bool) -> Result<bool, WorkerError> {
         if !self.poll.busy {
             return Ok(false);
         }
@@ -625,7 +651,7 @@ impl ActiveQueue {
                 .queue
                 .avail_idx(&self.memory, Ordering::Acquire)
                 .map_err(|err| self.broken(QueueError::Ring(err.to_string())))?;
-            if available.0 != self.queue.next_avail() {
+            if available.0 != self.queue.next_avail() || or_else() {
                 return Ok(true);
             }
             if start.elapsed() >= self.poll.window {
@@ -649,27 +675,20 @@ impl ActiveQueue {
         mut answer: impl FnMut(&Chain, &GuestMemory) -> Result<u32, WorkerError>,
     ) -> Result<(), WorkerError> {
         let mut budget = self.queue.size();
-        self.poll.woken();
-        self.disable_notification()?;
+        self.wake()?;
         loop {
             while budget > 0 && self.pop(chain)? {
                 budget -= 1;
                 let written = answer(chain, &self.memory)?;
                 self.push(chain.head, written)?;
             }
+            self.notify()?;
             if budget == 0 {
-                self.notify()?;
                 return self.come_back();
             }
-            self.notify()?;
-            if self.watch()? {
-                continue;
-            }
-            if !self.enable_notification()? {
-                self.poll.ask();
+            if !self.rest(|| false)? {
                 return Ok(());
             }
-            self.disable_notification()?;
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ampoule_devices::rate_limiter::RateLimit;
 use ampoule_devices::virtio::VirtioDevice;
-use ampoule_devices::virtio::block::{Block, BlockConfig, CacheMode};
+use ampoule_devices::virtio::block::{Block, BlockConfig, CacheMode, Engine};
 use ampoule_devices::virtio::net::{Net, NetConfig, mac_of};
 use ampoule_devices::virtio::rng::Rng;
 use ampoule_devices::virtio::vsock::Vsock;
@@ -44,9 +44,10 @@ pub fn block(cache: CacheMode, queues: u16, disk: Arc<MemoryDisk>) -> Block {
         serial: "serial".into(),
         cache,
         queues,
+        limiter: None,
         poll: Duration::ZERO,
     };
-    Block::new(config, disk)
+    Block::new(config, disk, Engine::sync())
 }
 
 /// A network interface; a pair of queues for each back end.
