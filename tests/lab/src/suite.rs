@@ -29,9 +29,9 @@ use outcome::{Outcomes, Totals};
 
 /// What the test programs look for (`ampoule_tests::harness`): the binary under test, the kernels, the tools for guests, and
 /// whether to take long.
-const BINARY: &str = "AMPOULE_BIN";
-const KERNELS: &str = "AMPOULE_TEST_KERNELS";
-const TOOLS: &str = "AMPOULE_TEST_TOOLS";
+pub(crate) const BINARY: &str = "AMPOULE_BIN";
+pub(crate) const KERNELS: &str = "AMPOULE_TEST_KERNELS";
+pub(crate) const TOOLS: &str = "AMPOULE_TEST_TOOLS";
 const THOROUGH: &str = "AMPOULE_TEST_THOROUGH";
 
 /// What to run.
