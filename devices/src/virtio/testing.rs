@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
 
 use super::device::{GuestMemory, VirtioDevice, VirtioWorker, WorkerError, WorkerHost, WorkerId};
 use super::notification::Notification;
@@ -71,6 +72,17 @@ impl TestHost {
                 return served;
             }
         }
+    }
+
+    /// Has the workers handle an event of their own, and then what it led to.
+    pub(crate) fn event(&self, token: u32) {
+        for runner in self.running.lock().unwrap().iter_mut() {
+            let handled = runner.worker.process_event(token, EventSet::IN);
+            if let Err(err) = handled {
+                runner.broken.take().unwrap()(err);
+            }
+        }
+        self.run(1000);
     }
 
     pub(crate) fn workers(&self) -> usize {
