@@ -1,7 +1,7 @@
 //! Signals that ask the process to end, or to give the terminal away for a while.
 //!
 //! They arrive through a signalfd on the VM's control thread, so that no handler runs and no thread is interrupted.
-//! SIGUSR1 writes the metrics, where there is a place for them.
+//! SIGWINCH tells a virtio console on the terminal of its size. SIGUSR1 writes the metrics, where there is a place for them.
 //! SIGTERM, SIGINT and SIGHUP press the guest's power button; the second of them, whichever it is, stops the VM at once.
 //! Reference: signalfd(2).
 
@@ -56,7 +56,7 @@ impl FirstSignal {
 pub(crate) struct SignalSet(sigset_t);
 
 impl SignalSet {
-    fn new(more: Option<c_int>) -> Self {
+    fn new(more: impl IntoIterator<Item = c_int>) -> Self {
         let mut set = MaybeUninit::uninit();
         // SAFETY: the pointer is valid; sigemptyset fills the set and cannot fail.
         let mut set = unsafe {
@@ -96,12 +96,19 @@ fn is_ignored(signal: c_int) -> bool {
 }
 
 impl Signals {
-    /// A guest whose power button was pressed has `grace` to power off.
+    /// A guest whose power button was pressed has `grace` to power off. `resizes`: a virtio console is on the terminal.
     pub(crate) fn new(
         grace: Duration,
         metrics: Option<Arc<MetricsSink>>,
+        resizes: bool,
     ) -> io::Result<(Self, SignalSet, FirstSignal)> {
-        let set = SignalSet::new(metrics.as_ref().map(|_| libc::SIGUSR1));
+        let set = SignalSet::new(
+            metrics
+                .as_ref()
+                .map(|_| libc::SIGUSR1)
+                .into_iter()
+                .chain(resizes.then_some(libc::SIGWINCH)),
+        );
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         // SAFETY: the set is initialised; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set.0, flags) };
@@ -166,6 +173,13 @@ impl ControlSource for Signals {
                         terminal::enter_again();
                     }
                 }
+                libc::SIGWINCH => {
+                    if let Some((cols, rows)) = terminal::size()
+                        && let Err(err) = vm.resize_console(cols, rows)
+                    {
+                        log::warn!("the guest was not told of the terminal's size: {err}");
+                    }
+                }
                 libc::SIGUSR1 => {
                     if let Some(metrics) = &self.metrics {
                         metrics.write_running(&vm.metrics());
@@ -192,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_blocked_signal_is_read_from_the_descriptor() {
-        let (mut signals, set, _) = Signals::new(Duration::ZERO, None).unwrap();
+        let (mut signals, set, _) = Signals::new(Duration::ZERO, None, false).unwrap();
         set.block().unwrap();
         assert_eq!(signals.next(), None);
         // SAFETY: the calls take no pointer; the signal is blocked on this thread, to which it is sent.

@@ -11,6 +11,7 @@ use ampoule_arch::boot::{linux, pvh, reset};
 use ampoule_arch::layout;
 use ampoule_arch::regs::{self, EntryPoint};
 use ampoule_devices::console::ConsoleOutput;
+use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::config::VmConfig;
 use crate::device_manager::DeviceManager;
@@ -32,7 +33,9 @@ pub(crate) struct Blueprint {
     /// Where the serial port prints.
     pub(crate) output: Arc<ConsoleOutput>,
     /// Tells that the serial port can take more input.
-    pub(crate) input_space: EventFd,
+    pub(crate) input_space: Arc<EventFd>,
+    /// The virtio console's host half, where there is one.
+    pub(crate) console: Option<Arc<ConsoleLink>>,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
 }
@@ -60,6 +63,7 @@ impl Machine {
             shared,
             output,
             input_space,
+            console,
             workers,
         } = blueprint;
         let timeline = &shared.timeline;
@@ -72,7 +76,7 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let virtio = virtio::devices(config)?;
+        let virtio = virtio::devices(config, console.as_ref())?;
         let io = match virtio::placement(config) {
             Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
             Placement::Nowhere | Placement::ControlThread => None,

@@ -6,6 +6,7 @@ use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
 use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig};
+use ampoule_devices::virtio::console::{Console, ConsoleLink};
 use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::Rng;
 use ampoule_devices::virtio::vsock::Vsock;
@@ -20,7 +21,10 @@ pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
 ///
 /// # Errors
 /// What a device stands on cannot be opened.
-pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
+pub(crate) fn devices(
+    config: &VmConfig,
+    console: Option<&Arc<ConsoleLink>>,
+) -> Result<Vec<NamedDevice>, Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
@@ -29,6 +33,9 @@ pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
     for (index, interface) in config.net.iter().enumerate() {
         let name = interface.name(index);
         devices.push((name.clone(), Box::new(open_net(interface, name)?)));
+    }
+    if let Some(link) = console {
+        devices.push(("console".into(), Box::new(Console::new(link.clone()))));
     }
     if config.rng {
         devices.push(("rng".into(), Box::new(Rng::new())));
@@ -45,7 +52,7 @@ pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
 pub(crate) enum Placement {
     /// There are none.
     Nowhere,
-    /// The control thread, which gives random bytes, too: a request is answered at once, and a thread for it would cost every VM
+    /// The control thread, which has a console's other half anyhow, and gives random bytes, too: a request is answered at once, and a thread for it would cost every VM
     /// that has nothing else a twentieth of its start.
     ControlThread,
     /// An I/O thread.
@@ -56,7 +63,7 @@ pub(crate) enum Placement {
 pub(crate) fn placement(config: &VmConfig) -> Placement {
     if !config.disk.is_empty() || !config.net.is_empty() || config.vsock.is_some() {
         Placement::IoThread
-    } else if config.rng {
+    } else if config.rng || config.console.is_some() {
         Placement::ControlThread
     } else {
         Placement::Nowhere

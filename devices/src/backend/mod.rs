@@ -2,5 +2,6 @@
 
 pub mod disk;
 pub mod fd_sink;
+pub mod pty;
 pub mod tap;
 pub mod unix_socket;

@@ -22,7 +22,7 @@ pub struct ConsoleLink {
     output: Arc<ConsoleOutput>,
     input: Mutex<Input>,
     input_event: EventFd,
-    input_space: EventFd,
+    input_space: Arc<EventFd>,
     stall: Mutex<TimerFd>,
     stall_fd: RawFd,
     screen: Mutex<Screen>,
@@ -58,7 +58,7 @@ impl ConsoleLink {
             output,
             input: Mutex::default(),
             input_event: event()?,
-            input_space: event()?,
+            input_space: Arc::new(event()?),
             stall_fd: stall.as_raw_fd(),
             stall: Mutex::new(stall),
             screen: Mutex::new(Screen {
@@ -87,7 +87,7 @@ impl ConsoleLink {
     }
 
     /// Rings when there is space for input that was refused.
-    pub fn input_space(&self) -> &EventFd {
+    pub fn input_space(&self) -> &Arc<EventFd> {
         &self.input_space
     }
 
