@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod probe;
 pub mod timeline;
 
+mod console_port;
 mod control;
 mod device_manager;
 mod error;

@@ -11,6 +11,7 @@ use ampoule_arch::boot::{linux, pvh, reset};
 use ampoule_arch::layout;
 use ampoule_arch::regs::{self, EntryPoint};
 use ampoule_devices::console::ConsoleOutput;
+use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::config::VmConfig;
 use crate::device_manager::DeviceManager;
@@ -33,7 +34,9 @@ pub(crate) struct Blueprint {
     /// Where the serial port prints.
     pub(crate) output: Arc<ConsoleOutput>,
     /// Tells that the serial port can take more input.
-    pub(crate) input_space: EventFd,
+    pub(crate) input_space: Arc<EventFd>,
+    /// The virtio console's host half, where there is one.
+    pub(crate) console: Option<Arc<ConsoleLink>>,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
     /// What the control thread waits on for helper processes, in VMs that have some.
@@ -65,6 +68,7 @@ impl Machine {
             shared,
             output,
             input_space,
+            console,
             workers,
             helpers,
         } = blueprint;
@@ -78,7 +82,7 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let virtio = virtio::devices(config, &ram)?;
+        let virtio = virtio::devices(config, &ram, console.as_ref())?;
         devices.resizers = virtio.resizers;
         if let Some(watch) = helpers {
             let waited = virtio

@@ -8,6 +8,7 @@ use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::backend::vhost_net::VhostNet;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
+use ampoule_devices::virtio::console::{Console, ConsoleLink};
 use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::Rng;
 use ampoule_devices::virtio::vsock::Vsock;
@@ -35,7 +36,11 @@ pub(crate) struct Devices {
 ///
 /// # Errors
 /// What a device stands on cannot be opened or started.
-pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Devices, Error> {
+pub(crate) fn devices(
+    config: &VmConfig,
+    ram: &GuestRam,
+    console: Option<&Arc<ConsoleLink>>,
+) -> Result<Devices, Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     let (mut resizers, mut helpers) = (Vec::new(), Vec::new());
     for (index, disk) in config.disk.iter().enumerate() {
@@ -56,6 +61,9 @@ pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Devices, Erro
         };
         devices.push((name, Box::new(device)));
     }
+    if let Some(link) = console {
+        devices.push(("console".into(), Box::new(Console::new(link.clone()))));
+    }
     if config.rng {
         devices.push(("rng".into(), Box::new(Rng::new())));
     }
@@ -75,7 +83,7 @@ pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Devices, Erro
 pub(crate) enum Placement {
     /// There are none.
     Nowhere,
-    /// The control thread, which gives random bytes, too: a request is answered at once, and a thread for it would cost every VM
+    /// The control thread, which has a console's other half anyhow, and gives random bytes, too: a request is answered at once, and a thread for it would cost every VM
     /// that has nothing else a twentieth of its start.
     ControlThread,
     /// An I/O thread.
@@ -86,7 +94,7 @@ pub(crate) enum Placement {
 pub(crate) fn placement(config: &VmConfig) -> Placement {
     if !config.disk.is_empty() || !config.net.is_empty() || config.vsock.is_some() {
         Placement::IoThread
-    } else if config.rng {
+    } else if config.rng || config.console.is_some() {
         Placement::ControlThread
     } else {
         Placement::Nowhere

@@ -5,6 +5,7 @@ pub mod disk;
 pub mod fd_sink;
 pub mod frame_stream;
 pub mod net;
+pub mod pty;
 pub mod tap;
 pub mod unix_socket;
 #[cfg(not(feature = "io-uring"))]

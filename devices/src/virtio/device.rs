@@ -26,6 +26,8 @@ impl VirtioDeviceType {
     pub const NET: Self = Self(1);
     /// Block device (5.2).
     pub const BLOCK: Self = Self(2);
+    /// Console device (5.3).
+    pub const CONSOLE: Self = Self(3);
     /// Entropy device (5.4).
     pub const RNG: Self = Self(4);
     /// Socket device (5.10).
@@ -36,6 +38,7 @@ impl VirtioDeviceType {
         match self {
             Self::NET => "net",
             Self::BLOCK => "block",
+            Self::CONSOLE => "console",
             Self::RNG => "rng",
             Self::VSOCK => "vsock",
             _ => "other",

@@ -12,7 +12,10 @@ use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 
 use crate::resource_allocator::MAX_DEVICES;
 
-use super::{Forward, HugePages, MAX_CPUS, MacAddress, MemoryBacking, MemorySize, Span, VmConfig};
+use super::{
+    ConsoleConfig, Forward, HugePages, MAX_CPUS, MacAddress, MemoryBacking, MemorySize, Span,
+    VmConfig,
+};
 
 /// Why a configuration cannot be a VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -203,6 +206,21 @@ pub enum ConfigError {
     /// Nowhere to listen.
     #[error("the socket device has no path to listen at")]
     VsockPath,
+    /// Two consoles on the standard streams.
+    #[error("the serial port and the console cannot both be on standard input and output")]
+    ConsolesOnStdio,
+    /// Two consoles in one place.
+    #[error("the serial port and the console both lead to {place}")]
+    ConsolesInOnePlace {
+        /// The place.
+        place: String,
+    },
+    /// Two devices of different kinds with one name.
+    #[error("there are two devices named {name}")]
+    DeviceName {
+        /// The name.
+        name: String,
+    },
     /// More virtio devices than a machine has places for.
     #[error("{count} virtio devices are more than the {max} that a VM has places for")]
     TooManyDevices {
@@ -231,7 +249,11 @@ impl ConfigError {
                 let rounded = MemorySize::bytes(down.max(page.as_bytes()));
                 Some(format!("use for instance --memory {rounded}"))
             }
-            Self::DiskName { .. } | Self::NetName { .. } => {
+            Self::ConsolesOnStdio => {
+                Some("send one of them elsewhere: --serial null, for instance".into())
+            }
+            Self::ConsolesInOnePlace { .. } => Some("give each its own".into()),
+            Self::DiskName { .. } | Self::NetName { .. } | Self::DeviceName { .. } => {
                 Some("give each its own, with id=NAME".into())
             }
             Self::NetVhostLimit { .. } => {
@@ -302,7 +324,13 @@ impl VmConfig {
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
-        let single = usize::from(self.rng) + usize::from(self.vsock.is_some());
+        let singles = [
+            (self.console.is_some(), "console"),
+            (self.rng, "rng"),
+            (self.vsock.is_some(), "vsock"),
+        ];
+        let singles = singles.into_iter().filter(|(there, _)| *there);
+        let single = singles.clone().count();
         let count = self.disk.len() + self.net.len() + single;
         if count > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices {
@@ -340,7 +368,33 @@ impl VmConfig {
                 return Err(ConfigError::DiskName { name });
             }
         }
-        self.validate_net()
+        self.validate_net()?;
+        self.validate_consoles()?;
+        // Each kind's names are different already.
+        let nets = self.net.iter().enumerate();
+        let nets = nets.map(|(index, interface)| interface.name(index));
+        for name in nets.chain(singles.map(|(_, name)| name.to_owned())) {
+            if !names.insert(name.clone()) {
+                return Err(ConfigError::DeviceName { name });
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_consoles(&self) -> Result<(), ConfigError> {
+        let (serial, Some(console)) = (self.effective_serial(), &self.console) else {
+            return Ok(());
+        };
+        match (serial, console) {
+            (ConsoleConfig::Stdio, ConsoleConfig::Stdio) => Err(ConfigError::ConsolesOnStdio),
+            (
+                ConsoleConfig::File(one) | ConsoleConfig::Socket(one),
+                ConsoleConfig::File(other) | ConsoleConfig::Socket(other),
+            ) if one == other => Err(ConfigError::ConsolesInOnePlace {
+                place: one.display().to_string(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn validate_net(&self) -> Result<(), ConfigError> {
@@ -444,7 +498,7 @@ fn is_interface_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::NetConfig;
+    use crate::config::{DiskConfig, NetConfig};
 
     fn good() -> VmConfig {
         VmConfig {
@@ -534,14 +588,14 @@ mod tests {
         let longest = "x".repeat(layout::CMDLINE_MAX - 1);
         assert_eq!(
             VmConfig {
-                cmdline: longest.clone(),
+                cmdline: Some(longest.clone()),
                 ..good()
             }
             .validate(),
             Ok(())
         );
         let config = VmConfig {
-            cmdline: longest,
+            cmdline: Some(longest),
             append: Some("y".into()),
             ..good()
         };
@@ -550,10 +604,54 @@ mod tests {
             Err(ConfigError::CmdlineTooLong { .. })
         ));
         let nul = VmConfig {
-            cmdline: "a\0b".into(),
+            cmdline: Some("a\0b".into()),
             ..good()
         };
         assert_eq!(nul.validate(), Err(ConfigError::CmdlineNul { offset: 1 }));
+    }
+
+    #[test]
+    fn consoles_are_judged() {
+        let with = |serial: Option<&str>, console: &str| {
+            VmConfig {
+                serial: serial.map(|serial| serial.parse().unwrap()),
+                console: Some(console.parse().unwrap()),
+                ..good()
+            }
+            .validate()
+        };
+        assert_eq!(with(None, "stdio"), Ok(()));
+        assert_eq!(with(None, "pty"), Ok(()));
+        assert_eq!(with(Some("pty"), "pty"), Ok(()));
+        assert_eq!(
+            with(Some("stdio"), "stdio"),
+            Err(ConfigError::ConsolesOnStdio)
+        );
+        assert_eq!(
+            with(Some("file:a"), "socket:a").unwrap_err().to_string(),
+            "the serial port and the console both lead to a"
+        );
+    }
+
+    #[test]
+    fn no_two_devices_have_one_name() {
+        let disk = |id: &str| DiskConfig {
+            id: Some(id.into()),
+            ..DiskConfig::new("d.img")
+        };
+        let with = |disk: DiskConfig| {
+            VmConfig {
+                disk: vec![disk],
+                net: vec![NetConfig::tap("tap0")],
+                ..good()
+            }
+            .validate()
+        };
+        assert_eq!(with(disk("console")), Ok(()), "there is none");
+        for name in ["rng", "net0"] {
+            let error = with(disk(name)).unwrap_err().to_string();
+            assert_eq!(error, format!("there are two devices named {name}"));
+        }
     }
 
     #[test]
