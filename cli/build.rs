@@ -9,6 +9,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=AMPOULE_LINK");
     println!("cargo::rerun-if-env-changed=CC");
+    println!("cargo::rustc-check-cfg=cfg(static_libc)");
     let target = env::var("TARGET").unwrap_or_default();
     if !target.ends_with("linux-gnu") {
         return;
@@ -33,8 +34,9 @@ fn main() {
 fn link_statically() {
     // Takes the place of the `-pie` that comes before it.
     println!("cargo::rustc-link-arg-bins=-static-pie");
-    // Comes before the shared libraries that the standard library names: nothing is left for those to give.
-    println!("cargo::rustc-link-lib=static:-bundle=c");
+    // Has `main.rs` name the archive, and no test that links as usual: it comes before the shared libraries that the standard
+    // library names, and leaves nothing for those to give.
+    println!("cargo::rustc-cfg=static_libc");
     // And what is nowhere is null, as there is nobody to find it at run time.
     println!("cargo::rustc-link-arg-bins=-Wl,-z,nodynamic-undefined-weak");
 }

@@ -11,6 +11,7 @@ mod disk_arg;
 mod doctor;
 #[cfg(not(test))]
 mod entry;
+mod footprint;
 mod key_list;
 mod logger;
 mod metrics;
@@ -23,6 +24,11 @@ mod terminal;
 mod timeline;
 mod usage;
 mod vsock_arg;
+
+// Nothing but the C library, as an archive (build.rs).
+#[cfg(static_libc)]
+#[link(name = "c", kind = "static", modifiers = "-bundle")]
+unsafe extern "C" {}
 
 use std::ffi::OsStr;
 

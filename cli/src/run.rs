@@ -15,7 +15,7 @@ use crate::signals::{FirstSignal, SignalSet, Signals};
 use crate::terminal::input::{self, QuitAsked};
 use crate::terminal::{self, RawMode};
 use crate::timeline::TimelineSink;
-use crate::{EXIT_FAILURE, config_file, logger};
+use crate::{EXIT_FAILURE, config_file, footprint::Trim, logger};
 
 /// The guest ran for longer than `--timeout`.
 const EXIT_TIMEOUT: u8 = 124;
@@ -101,7 +101,8 @@ impl Prepared {
                 .map_err(host("signals"))?;
         let mut builder = VmBuilder::new(config)
             .timeline(timeline)
-            .control_source(source);
+            .control_source(source)
+            .control_source(Trim::new().map_err(host("a timer"))?);
         let mut quit = None;
         if interactive {
             let (keys, quit_key, asked) = input::keys().map_err(host("the terminal"))?;

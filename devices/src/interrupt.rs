@@ -46,25 +46,27 @@ impl InterruptLine for EventLine {
 }
 
 /// A line for tests: counts its interrupts, and fails when told to.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 #[derive(Debug, Default)]
-pub(crate) struct CountingLine {
+pub struct CountingLine {
     count: std::sync::atomic::AtomicU64,
     broken: std::sync::atomic::AtomicBool,
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl CountingLine {
-    pub(crate) fn count(&self) -> u64 {
+    /// How many interrupts there were.
+    pub fn count(&self) -> u64 {
         self.count.load(std::sync::atomic::Ordering::SeqCst)
     }
 
-    pub(crate) fn break_it(&self) {
+    /// Makes it fail from now on.
+    pub fn break_it(&self) {
         self.broken.store(true, std::sync::atomic::Ordering::SeqCst);
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl InterruptLine for CountingLine {
     fn trigger(&self) -> io::Result<()> {
         if self.broken.load(std::sync::atomic::Ordering::SeqCst) {

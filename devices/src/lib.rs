@@ -15,6 +15,7 @@ pub mod console;
 pub mod interrupt;
 pub mod legacy;
 pub mod metrics;
+pub mod rate_limiter;
 pub mod virtio;
 
 /// An error with its causes, on one line.

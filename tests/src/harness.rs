@@ -22,6 +22,10 @@ pub enum Needs {
     Kvm,
     /// A KVM that can run Linux, and Debian's kernels in the folder that [`KERNELS`] names.
     LinuxGuests,
+    /// The same, root's rights, and the image that [`TOOLS`] names.
+    Tools,
+    /// The same, and the time that [`THOROUGH`] grants.
+    Thorough,
 }
 
 /// The environment variable that names the binary under test.
@@ -31,12 +35,26 @@ pub const BINARY: &str = "AMPOULE_BIN";
 /// `6.1/vmlinux`, `6.1/package/lib/modules/`, and the same for 6.12.
 pub const KERNELS: &str = "AMPOULE_TEST_KERNELS";
 
+/// The environment variable that names an image of programs for guests, as `cargo lab` makes it.
+pub const TOOLS: &str = "AMPOULE_TEST_TOOLS";
+
+/// The environment variable by which tests that take long are wanted, too.
+pub const THOROUGH: &str = "AMPOULE_TEST_THOROUGH";
+
 /// The folder of a kernel of Debian's, `6.1` or `6.12`.
 ///
 /// # Panics
 /// When nobody said where it is; tests that need it are skipped then.
 pub fn kernel(version: &str) -> PathBuf {
     Path::new(&env::var_os(KERNELS).expect("no kernels")).join(version)
+}
+
+/// The image of programs for guests.
+///
+/// # Panics
+/// As [`kernel`].
+pub fn tools() -> PathBuf {
+    env::var_os(TOOLS).expect("no tools").into()
 }
 
 /// A test, by its name.
@@ -58,11 +76,10 @@ macro_rules! tests {
     };
 }
 
-/// Runs what the command line chooses of `tests`, all of which have the same needs.
-pub fn main(needs: Needs, tests: Vec<Test>, ampoule: &Path) -> ExitCode {
+/// Runs what the command line chooses of some tests, each list of which has the same needs.
+pub fn main<const N: usize>(lists: [(Needs, Vec<Test>); N], ampoule: &Path) -> ExitCode {
     let arguments = Arguments::from_args();
     heed_signals();
-    let missing = (!arguments.list).then(|| missing(needs, ampoule)).flatten();
     let chosen = |name: &str| {
         let matches = |filter: &String| match arguments.exact {
             true => name == filter,
@@ -70,29 +87,24 @@ pub fn main(needs: Needs, tests: Vec<Test>, ampoule: &Path) -> ExitCode {
         };
         arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)
     };
-    let skipped: Vec<&str> = match missing {
-        Some(_) => tests
-            .iter()
-            .map(|test| test.name)
-            .filter(|name| chosen(name))
-            .collect(),
-        None => Vec::new(),
-    };
-    let trials = tests
-        .into_iter()
-        .map(|Test { name, run }| {
-            Trial::test(name, move || {
+    let mut skipped = Vec::new();
+    let mut trials = Vec::new();
+    for (needs, tests) in lists {
+        let missing = (!arguments.list).then(|| missing(needs, ampoule)).flatten();
+        for Test { name, run } in tests {
+            if let Some(reason) = missing.as_ref().filter(|_| chosen(name)) {
+                skipped.push(format!("skipped {name}: {reason}"));
+            }
+            let trial = Trial::test(name, move || {
                 run();
                 Ok(())
-            })
-            .with_ignored_flag(missing.is_some())
-        })
-        .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Some(reason) = missing {
-        for name in skipped {
-            println!("skipped {name}: {reason}");
+            });
+            trials.push(trial.with_ignored_flag(missing.is_some()));
         }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    for line in skipped {
+        println!("{line}");
     }
     conclusion.exit_code()
 }
@@ -127,8 +139,22 @@ fn missing(needs: Needs, ampoule: &Path) -> Option<String> {
         .stderr(Stdio::null())
         .status();
     match doctor {
-        Ok(status) if status.success() => None,
-        Ok(_) => Some("this machine's KVM cannot run Linux guests (ampoule doctor)".into()),
-        Err(error) => Some(format!("ampoule doctor does not run: {error}")),
+        Ok(status) if status.success() => {}
+        Ok(_) => return Some("this machine's KVM cannot run Linux guests (ampoule doctor)".into()),
+        Err(error) => return Some(format!("ampoule doctor does not run: {error}")),
     }
+    if needs == Needs::LinuxGuests {
+        return None;
+    }
+    if env::var_os(TOOLS).is_none() {
+        return Some(format!("no tools for guests: {TOOLS} is not set"));
+    }
+    // SAFETY: takes no pointer, and always succeeds.
+    if unsafe { libc::geteuid() } != 0 {
+        return Some("needs root, for loop devices and device mapper".into());
+    }
+    if needs == Needs::Thorough && env::var_os(THOROUGH).is_none() {
+        return Some("takes long: cargo lab test --thorough".into());
+    }
+    None
 }

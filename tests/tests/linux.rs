@@ -13,6 +13,8 @@ mod ends;
 mod guest;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/storage.rs"]
+mod storage;
 #[path = "linux/virtio.rs"]
 mod virtio;
 #[path = "linux/vsock.rs"]
@@ -66,5 +68,10 @@ fn main() -> ExitCode {
             the_host_talks_to_the_guest
             the_guest_talks_to_the_host;
     };
-    harness::main(Needs::LinuxGuests, tests, driver::ampoule())
+    let with_tools = ampoule_tests::tests! {
+        storage:
+            the_guest_has_programs_of_this_machine;
+    };
+    let lists = [(Needs::LinuxGuests, tests), (Needs::Tools, with_tools)];
+    harness::main(lists, driver::ampoule())
 }

@@ -23,8 +23,8 @@ pub mod notification;
 pub mod queue;
 pub mod rng;
 pub mod status;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod transport;

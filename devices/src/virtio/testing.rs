@@ -1,4 +1,6 @@
 //! A driver for tests: it reaches a device as guests do, by registers and rings in memory, and may break every rule.
+//!
+//! Here for this crate's own tests, and by the feature `testing` for the fuzz targets. It panics where a test should fail.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
-use super::device::{GuestMemory, VirtioDevice, VirtioWorker, WorkerError, WorkerHost, WorkerId};
+use super::device::{
+    EventSource, GuestMemory, VirtioDevice, VirtioWorker, WorkerError, WorkerHost, WorkerId,
+};
 use super::notification::Notification;
 use super::queue::ActiveQueue;
 use super::status::{bits, features};
@@ -15,22 +19,28 @@ use super::transport::mmio::{MmioTransport, register};
 use crate::bus::BusDevice;
 use crate::interrupt::CountingLine;
 
-pub(crate) const F_NEXT: u16 = 1;
-pub(crate) const F_WRITE: u16 = 2;
-pub(crate) const F_INDIRECT: u16 = 4;
+/// The descriptor has a successor.
+pub const F_NEXT: u16 = 1;
+/// The device writes to it.
+pub const F_WRITE: u16 = 2;
+/// It points to a table of others.
+pub const F_INDIRECT: u16 = 4;
 
 /// RAM: from 0 to here, then a hole, then [`HIGH`].
-pub(crate) const LOW_END: u64 = 0x60_0000;
+pub const LOW_END: u64 = 0x60_0000;
 /// A second region of RAM, of 64 KiB.
-pub(crate) const HIGH: u64 = 0x80_0000;
-pub(crate) const HIGH_END: u64 = HIGH + 0x1_0000;
+pub const HIGH: u64 = 0x80_0000;
+/// Its end.
+pub const HIGH_END: u64 = HIGH + 0x1_0000;
 
 /// Where the rings of queue 0 are; each other queue's are 0x4000 further on.
-pub(crate) const DESCRIPTORS: u64 = 0x1000;
-pub(crate) const AVAILABLE: u64 = 0x2000;
-pub(crate) const USED: u64 = 0x3000;
+pub const DESCRIPTORS: u64 = 0x1000;
+/// The available ring.
+pub const AVAILABLE: u64 = 0x2000;
+/// The used ring.
+pub const USED: u64 = 0x3000;
 /// Free for buffers.
-pub(crate) const BUFFERS: u64 = 0x4_0000;
+pub const BUFFERS: u64 = 0x4_0000;
 
 struct Running {
     id: WorkerId,
@@ -41,14 +51,14 @@ struct Running {
 
 /// Runs workers when the test says so, on its own thread.
 #[derive(Default)]
-pub(crate) struct TestHost {
+pub struct TestHost {
     running: Mutex<Vec<Running>>,
     last: AtomicU64,
 }
 
 impl TestHost {
     /// Serves notifications until none is left or `turns` of them were; how many were.
-    pub(crate) fn run(&self, turns: usize) -> usize {
+    pub fn run(&self, turns: usize) -> usize {
         let mut served = 0;
         loop {
             let before = served;
@@ -74,8 +84,8 @@ impl TestHost {
         }
     }
 
-    /// Has the workers handle an event of their own, and then what it led to.
-    pub(crate) fn event(&self, token: u32) {
+    /// Has the workers handle an event of their own, ready or not, and then what it led to.
+    pub fn event(&self, token: u32) {
         for runner in self.running.lock().unwrap().iter_mut() {
             let handled = runner.worker.process_event(token, EventSet::IN);
             if let Err(err) = handled {
@@ -85,8 +95,42 @@ impl TestHost {
         self.run(1000);
     }
 
-    pub(crate) fn workers(&self) -> usize {
+    /// Has workers look at what they wait for besides their queues, as far as it is ready.
+    pub fn run_events(&self) {
+        for runner in self.running.lock().unwrap().iter_mut() {
+            for source in runner.worker.event_sources() {
+                let ready = match runner.broken.is_some() {
+                    true => ready(&source),
+                    false => EventSet::empty(),
+                };
+                if ready.is_empty() {
+                    continue;
+                }
+                if let Err(err) = runner.worker.process_event(source.token, ready) {
+                    runner.broken.take().unwrap()(err);
+                }
+            }
+        }
+    }
+
+    /// How many there are.
+    pub fn workers(&self) -> usize {
         self.running.lock().unwrap().len()
+    }
+}
+
+/// What has happened of that which a worker waits for.
+fn ready(source: &EventSource) -> EventSet {
+    let wanted = source.events & (EventSet::IN | EventSet::OUT);
+    let mut poll = libc::pollfd {
+        fd: source.fd,
+        events: wanted.bits() as libc::c_short,
+        revents: 0,
+    };
+    // SAFETY: the pointer is to one live structure, as the count says.
+    match unsafe { libc::poll(&raw mut poll, 1, 0) } {
+        1 => EventSet::from_bits_truncate(poll.revents.cast_unsigned().into()),
+        _ => EventSet::empty(),
     }
 }
 
@@ -117,15 +161,19 @@ impl WorkerHost for TestHost {
 
 /// A descriptor, as it lies in a table.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Desc {
-    pub(crate) address: u64,
-    pub(crate) len: u32,
-    pub(crate) flags: u16,
-    pub(crate) next: u16,
+pub struct Desc {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Length in bytes.
+    pub len: u32,
+    /// [`F_NEXT`] and others.
+    pub flags: u16,
+    /// Its successor.
+    pub next: u16,
 }
 
 /// A readable descriptor that is followed by `next`, or is the last.
-pub(crate) fn readable(address: u64, len: u32, next: Option<u16>) -> Desc {
+pub fn readable(address: u64, len: u32, next: Option<u16>) -> Desc {
     Desc {
         address,
         len,
@@ -135,7 +183,7 @@ pub(crate) fn readable(address: u64, len: u32, next: Option<u16>) -> Desc {
 }
 
 /// The same for a writable one.
-pub(crate) fn writable(address: u64, len: u32, next: Option<u16>) -> Desc {
+pub fn writable(address: u64, len: u32, next: Option<u16>) -> Desc {
     let desc = readable(address, len, next);
     Desc {
         flags: desc.flags | F_WRITE,
@@ -144,27 +192,36 @@ pub(crate) fn writable(address: u64, len: u32, next: Option<u16>) -> Desc {
 }
 
 /// A device with its driver.
-pub(crate) struct Driver {
-    pub(crate) transport: MmioTransport,
-    pub(crate) memory: GuestMemory,
-    pub(crate) host: Arc<TestHost>,
-    pub(crate) line: Arc<CountingLine>,
+pub struct Driver {
+    /// The device, behind its registers.
+    pub transport: MmioTransport,
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// Where the device's worker runs.
+    pub host: Arc<TestHost>,
+    /// Its interrupt.
+    pub line: Arc<CountingLine>,
     size: u16,
 }
 
 impl Driver {
     /// A device after reset.
-    pub(crate) fn new(device: impl VirtioDevice + 'static) -> Self {
+    pub fn new(device: impl VirtioDevice + 'static) -> Self {
         let ranges = [
             (GuestAddress(0), LOW_END as usize),
             (GuestAddress(HIGH), (HIGH_END - HIGH) as usize),
         ];
-        let memory: GuestMemory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+        let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+        Self::with_memory(Box::new(device), memory)
+    }
+
+    /// A device after reset, with memory of another shape.
+    pub fn with_memory(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> Self {
         let host = Arc::new(TestHost::default());
         let line = Arc::new(CountingLine::default());
         let transport = MmioTransport::new(
             "test".into(),
-            Box::new(device),
+            device,
             memory.clone(),
             host.clone(),
             line.clone(),
@@ -180,36 +237,42 @@ impl Driver {
     }
 
     /// A device that is set up: `queues` queues of 16 descriptors, every feature but EVENT_IDX.
-    pub(crate) fn ready(device: impl VirtioDevice + 'static, queues: u32) -> Self {
+    pub fn ready(device: impl VirtioDevice + 'static, queues: u32) -> Self {
         let driver = Self::new(device);
         driver.set_up(queues, !features::RING_EVENT_IDX);
         driver
     }
 
-    pub(crate) fn read(&self, offset: u64) -> u32 {
+    /// Reads a register.
+    pub fn read(&self, offset: u64) -> u32 {
         let mut data = [0; 4];
         self.transport.read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
-    pub(crate) fn write(&self, offset: u64, value: u32) {
+    /// Writes a register.
+    pub fn write(&self, offset: u64, value: u32) {
         self.transport.write(offset, &value.to_le_bytes());
     }
 
-    pub(crate) fn status(&self) -> u8 {
+    /// The status bits.
+    pub fn status(&self) -> u8 {
         self.read(register::STATUS) as u8
     }
 
-    pub(crate) fn add_status(&self, bit: u8) -> u8 {
+    /// Sets a status bit; the status bits after that.
+    pub fn add_status(&self, bit: u8) -> u8 {
         self.write(register::STATUS, u32::from(self.status() | bit));
         self.status()
     }
 
-    pub(crate) fn needs_reset(&self) -> bool {
+    /// Whether the device has given up.
+    pub fn needs_reset(&self) -> bool {
         self.status() & bits::DEVICE_NEEDS_RESET != 0
     }
 
-    pub(crate) fn offered(&self) -> u64 {
+    /// The features that the device offers.
+    pub fn offered(&self) -> u64 {
         let page = |page| {
             self.write(register::DEVICE_FEATURES_SEL, page);
             u64::from(self.read(register::DEVICE_FEATURES))
@@ -217,7 +280,8 @@ impl Driver {
         page(0) | page(1) << 32
     }
 
-    pub(crate) fn accept(&self, features: u64) {
+    /// Accepts these features.
+    pub fn accept(&self, features: u64) {
         for page in [0, 1] {
             self.write(register::DRIVER_FEATURES_SEL, page);
             self.write(register::DRIVER_FEATURES, (features >> (32 * page)) as u32);
@@ -225,7 +289,7 @@ impl Driver {
     }
 
     /// From reset to DRIVER_OK, accepting what is offered of `wanted`.
-    pub(crate) fn set_up(&self, queues: u32, wanted: u64) {
+    pub fn set_up(&self, queues: u32, wanted: u64) {
         self.write(register::STATUS, 0);
         self.add_status(bits::ACKNOWLEDGE);
         self.add_status(bits::DRIVER);
@@ -237,7 +301,8 @@ impl Driver {
         self.add_status(bits::DRIVER_OK);
     }
 
-    pub(crate) fn set_up_queue(&self, index: u32) {
+    /// Sets up a queue of 16 descriptors, with empty rings at their usual place.
+    pub fn set_up_queue(&self, index: u32) {
         let base = u64::from(index) * 0x4000;
         self.memory
             .write_slice(&[0; 0x3000], GuestAddress(base + DESCRIPTORS))
@@ -255,15 +320,18 @@ impl Driver {
         self.write(register::QUEUE_READY, 1);
     }
 
-    pub(crate) fn put<T: vm_memory::ByteValued>(&self, address: u64, value: T) {
+    /// Writes to memory.
+    pub fn put<T: vm_memory::ByteValued>(&self, address: u64, value: T) {
         self.memory.write_obj(value, GuestAddress(address)).unwrap();
     }
 
-    pub(crate) fn get<T: vm_memory::ByteValued>(&self, address: u64) -> T {
+    /// Reads memory.
+    pub fn get<T: vm_memory::ByteValued>(&self, address: u64) -> T {
         self.memory.read_obj(GuestAddress(address)).unwrap()
     }
 
-    pub(crate) fn put_desc(&self, table: u64, index: u16, desc: Desc) {
+    /// Writes an entry of a descriptor table.
+    pub fn put_desc(&self, table: u64, index: u16, desc: Desc) {
         let at = table + u64::from(index) * 16;
         self.put(at, desc.address);
         self.put(at + 8, desc.len);
@@ -272,14 +340,14 @@ impl Driver {
     }
 
     /// Makes a chain available in queue 0, without telling the device.
-    pub(crate) fn make_available(&self, head: u16) {
+    pub fn make_available(&self, head: u16) {
         let index: u16 = self.get(AVAILABLE + 2);
         self.put(AVAILABLE + 4 + u64::from(index % self.size) * 2, head);
         self.put(AVAILABLE + 2, index.wrapping_add(1));
     }
 
     /// Lays `chain` at the table's start, makes it available, and lets the device work.
-    pub(crate) fn send(&self, chain: &[Desc]) {
+    pub fn send(&self, chain: &[Desc]) {
         for (index, desc) in (0..).zip(chain) {
             self.put_desc(DESCRIPTORS, index, *desc);
         }
@@ -287,17 +355,19 @@ impl Driver {
         self.kick();
     }
 
-    pub(crate) fn kick(&self) {
+    /// Notifies queue 0, and lets the device work.
+    pub fn kick(&self) {
         self.write(register::QUEUE_NOTIFY, 0);
         self.host.run(1000);
     }
 
-    pub(crate) fn used_index(&self) -> u16 {
+    /// How many chains of queue 0 the device has given back.
+    pub fn used_index(&self) -> u16 {
         self.get(USED + 2)
     }
 
     /// The last entry of the used ring: head and bytes written.
-    pub(crate) fn last_used(&self) -> (u32, u32) {
+    pub fn last_used(&self) -> (u32, u32) {
         let last = u64::from(self.used_index().wrapping_sub(1) % self.size);
         (self.get(USED + 4 + last * 8), self.get(USED + 8 + last * 8))
     }

@@ -7,6 +7,7 @@ mod broker;
 mod client;
 mod cpio;
 mod frame;
+mod fuzz;
 mod guest;
 mod host;
 mod kernels;
@@ -18,6 +19,7 @@ mod say;
 mod shared;
 mod suite;
 mod terminal;
+mod tools;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -88,6 +90,27 @@ enum Command {
         /// Run Linux guests in a lab host with this virtualization, even where this machine could
         #[arg(long, value_enum)]
         cpu: Option<Cpu>,
+        /// Also the tests that take long, which are skipped otherwise
+        #[arg(long)]
+        thorough: bool,
+    },
+    /// Build and run the fuzz targets of tests/fuzz, from their committed seeds
+    ///
+    /// Ends with a table of what was executed and found. The exit status is 1 where something was found; the command that
+    /// runs it again stands below the table.
+    Fuzz {
+        /// Only these targets
+        #[arg(value_name = "TARGET")]
+        targets: Vec<String>,
+        /// For how long each: 90s, 10m
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = fuzz::seconds)]
+        time: u64,
+        /// How many at a time
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        jobs: usize,
+        /// Only list the targets
+        #[arg(long)]
+        list: bool,
     },
     /// What `cargo lab up` leaves behind
     #[command(hide = true)]
@@ -170,9 +193,33 @@ fn run(command: Command) -> Result<i32> {
             let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
             exec(&project, &packages, &host, vec![shell])
         }
-        Command::Test { filter, list, cpu } => {
-            let plan = suite::Plan { filter, list, cpu };
+        Command::Test {
+            filter,
+            list,
+            cpu,
+            thorough,
+        } => {
+            let plan = suite::Plan {
+                filter,
+                list,
+                cpu,
+                thorough,
+            };
             Ok(i32::from(!suite::run(&project, &plan)?))
+        }
+        Command::Fuzz {
+            targets,
+            time,
+            jobs,
+            list,
+        } => {
+            let plan = fuzz::Plan {
+                targets,
+                seconds: time,
+                jobs,
+                list,
+            };
+            Ok(i32::from(!fuzz::run_targets(&project, &plan)?))
         }
         Command::Up { host } => {
             project.build_ampoule()?;

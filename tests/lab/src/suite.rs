@@ -23,13 +23,16 @@ use crate::host::{Cpu, Host, HostConfig};
 use crate::kernels::{Kernel, Version};
 use crate::packages::Packages;
 use crate::project::Project;
-use crate::say;
+use crate::{say, tools};
 
 use outcome::{Outcomes, Totals};
 
-/// What the test programs look for: the binary under test and the kernels (`ampoule_tests::harness`).
+/// What the test programs look for (`ampoule_tests::harness`): the binary under test, the kernels, the tools for guests, and
+/// whether to take long.
 const BINARY: &str = "AMPOULE_BIN";
 const KERNELS: &str = "AMPOULE_TEST_KERNELS";
+const TOOLS: &str = "AMPOULE_TEST_TOOLS";
+const THOROUGH: &str = "AMPOULE_TEST_THOROUGH";
 
 /// What to run.
 pub(crate) struct Plan {
@@ -39,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) list: bool,
     /// Which lab host runs Linux guests; `None` leaves it to this machine where it can.
     pub(crate) cpu: Option<Cpu>,
+    /// Also what takes long.
+    pub(crate) thorough: bool,
 }
 
 /// Runs the suite; the result is whether all is well.
@@ -63,17 +68,19 @@ pub(crate) fn run(project: &Project, plan: &Plan) -> Result<bool> {
 }
 
 /// Fetches and builds what integration tests need, beside the checks.
-fn prepare(project: &Project, cpu: Cpu) -> Receiver<Result<()>> {
+fn prepare(project: &Project, cpu: Cpu) -> Receiver<Result<PathBuf>> {
     let (done, prepared) = mpsc::channel();
     let project = project.clone();
     thread::spawn(move || {
         let result = (|| {
             let packages = Packages::new(&project)?;
-            packages.ensure(&cpu.packages())?;
+            packages.ensure(&[&cpu.packages(), tools::PACKAGES].concat())?;
+            let tools = tools::image(&project)?;
             for version in Version::ALL {
                 Kernel::get(&project, &packages, version)?;
             }
-            project.build_ampoule()
+            project.build_ampoule()?;
+            Ok(tools)
         })();
         // Nobody listens when the suite has failed before.
         let _ = done.send(result);
@@ -191,7 +198,7 @@ impl<'a> Suite<'a> {
         skipped
     }
 
-    fn integration_tests(&mut self, packages: &Packages, prepared: Receiver<Result<()>>) {
+    fn integration_tests(&mut self, packages: &Packages, prepared: Receiver<Result<PathBuf>>) {
         let programs = match self.programs() {
             Ok(programs) => programs,
             Err(error) => return self.totals.fail("integration tests", &error),
@@ -199,12 +206,13 @@ impl<'a> Suite<'a> {
         let ready = prepared
             .recv()
             .unwrap_or_else(|_| bail!("the preparation died"));
-        if let Err(error) = ready {
-            return self.totals.fail("preparation", &error);
-        }
+        let tools = match ready {
+            Ok(tools) => tools,
+            Err(error) => return self.totals.fail("preparation", &error),
+        };
         for (name, program) in &programs {
             if name != "linux" {
-                self.tests(name, self.program(program));
+                self.tests(name, self.program(program, &tools));
             }
         }
         let Some((_, linux)) = programs.iter().find(|(name, _)| name == "linux") else {
@@ -212,10 +220,10 @@ impl<'a> Suite<'a> {
         };
         let here = self.plan.cpu.is_none() && self.runs_linux();
         if here {
-            self.tests("linux", self.program(linux));
+            self.tests("linux", self.program(linux, &tools));
         } else {
             let cpu = self.plan.cpu.unwrap_or_default();
-            if let Err(error) = self.in_the_lab(packages, cpu, linux) {
+            if let Err(error) = self.in_the_lab(packages, cpu, linux, &tools) {
                 self.totals.fail("linux", &error);
             }
         }
@@ -233,16 +241,34 @@ impl<'a> Suite<'a> {
     }
 
     /// A test program with what it looks for.
-    fn program(&self, program: &Path) -> Command {
+    fn program(&self, program: &Path, tools: &Path) -> Command {
         let mut command = Command::new(program);
         command.args(&self.plan.filter).stdin(Stdio::null());
-        command.env(BINARY, self.project.ampoule());
-        command.env(KERNELS, self.project.lab.join("kernels"));
+        command.envs(self.environment(tools));
         command
     }
 
+    /// What test programs look for.
+    fn environment(&self, tools: &Path) -> Vec<(&'static str, PathBuf)> {
+        let mut environment = vec![
+            (BINARY, self.project.ampoule()),
+            (KERNELS, self.project.lab.join("kernels")),
+            (TOOLS, tools.to_owned()),
+        ];
+        if self.plan.thorough {
+            environment.push((THOROUGH, "1".into()));
+        }
+        environment
+    }
+
     /// Runs a test program in a lab host.
-    fn in_the_lab(&mut self, packages: &Packages, cpu: Cpu, program: &Path) -> Result<()> {
+    fn in_the_lab(
+        &mut self,
+        packages: &Packages,
+        cpu: Cpu,
+        program: &Path,
+        tools: &Path,
+    ) -> Result<()> {
         let start = Instant::now();
         let kernels = self.project.lab.join("kernels");
         let host = Host::start(
@@ -256,7 +282,7 @@ impl<'a> Suite<'a> {
                 cpus: 1,
                 memory_mib: 4096,
                 read_write: Vec::new(),
-                paths: vec![program.to_path_buf(), kernels.clone()],
+                paths: vec![program.to_path_buf(), kernels],
             },
         )?;
         let started = start.elapsed();
@@ -268,9 +294,12 @@ impl<'a> Suite<'a> {
         let mut arguments = vec![program.as_os_str().to_owned()];
         arguments.extend(self.plan.filter.iter().map(Into::into));
         let mut spec = client::spec(arguments, &self.project.programs(), None)?;
-        spec.environment
-            .push((BINARY.into(), self.project.ampoule().into()));
-        spec.environment.push((KERNELS.into(), kernels.into()));
+        for (name, value) in self.environment(tools) {
+            // The Intel lab host sees a selection of files, and has no room for the tools.
+            if !(cpu == Cpu::Intel && name == TOOLS) {
+                spec.environment.push((name.into(), value.into()));
+            }
+        }
         let log = self.logs.join("linux.log");
         let mut file = create(&log)?;
         let exit = client::run_captured(host.broker().connect()?, &spec, &mut |stream, bytes| {

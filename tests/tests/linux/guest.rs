@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use ampoule_tests::harness::kernel;
+use ampoule_tests::harness::{kernel, tools};
 use ampoule_tests::initramfs::{Initramfs, module};
 use tempfile::TempDir;
 
 use crate::driver::{Vm, run};
+use crate::virtio::ask;
 
 /// PID 1: what the tests ask about goes on one line, then a shell takes what is typed.
 const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev /etc/acpi/PWRF
+/bin/busybox mkdir -p /proc /sys /dev /tmp /usr /etc/acpi/PWRF
+/bin/busybox ln -s usr/lib64 /lib64
+/bin/busybox ln -s ../usr/share/mke2fs.conf /etc/mke2fs.conf
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
@@ -51,6 +54,11 @@ pub(crate) const LOAD_VIRTIO: &str = "d=/lib; case $(uname -r) in 6.12*) d=/lib/
      failover net_failover virtio_net \
      vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do \
      if test -e $d/$m.ko; then insmod $d/$m.ko || break; fi; done";
+
+/// Mounts the tools' disk at /usr. The shell takes an applet of busybox's own where there is one: write `/usr/bin/ping`.
+const LOAD_TOOLS: &str = "for d in /sys/block/vd*; do if grep -q ampoule-tools $d/serial; then \
+     mount -t ext4 -o ro /dev/${d##*/} /usr; fi; done; \
+     mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm; export PATH=/bin:/usr/bin";
 
 /// A program of the guest's that talks by AF_VSOCK.
 const VSOCK_ECHO: &str = concat!(env!("GUESTS_DIR"), "/vsock_echo");
@@ -92,6 +100,19 @@ pub(crate) fn linux(version: &str, image: &str) -> Command {
     command.arg("--kernel").arg(kernel(version).join(image));
     command.arg("--initrd").arg(initramfs());
     command
+}
+
+/// The same with a disk of this machine's programs ([`LOAD_TOOLS`]): fio, iperf3, mkfs.ext4, fsck.ext4 and others. Add other disks
+/// before: this one comes last.
+pub(crate) fn boot_with_tools(mut command: Command) -> Vm {
+    command.arg("--disk").arg(format!(
+        "path={},readonly,serial=ampoule-tools",
+        tools().display()
+    ));
+    let (mut vm, _) = boot(command);
+    ask(&mut vm, LOAD_VIRTIO);
+    ask(&mut vm, LOAD_TOOLS);
+    vm
 }
 
 /// What the guest said of itself.

@@ -1,0 +1,71 @@
+//! The devices that the targets for all devices drive. A new device is one row.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ampoule_devices::virtio::VirtioDevice;
+use ampoule_devices::virtio::block::{Block, BlockConfig, CacheMode};
+use ampoule_devices::virtio::net::{Net, NetConfig, mac_of};
+use ampoule_devices::virtio::rng::Rng;
+use ampoule_devices::virtio::vsock::Vsock;
+
+use crate::backends::{MemoryDisk, MemoryNet};
+
+/// A name and a constructor.
+pub type Row = (&'static str, fn() -> Box<dyn VirtioDevice>);
+
+/// All of them. Inputs name a device by its place: new rows go to the end.
+pub const ALL: &[Row] = &[
+    ("rng", || Box::new(Rng::new())),
+    ("block", || {
+        Box::new(block(CacheMode::Writeback, 2, MemoryDisk::new(false)))
+    }),
+    ("net", || Box::new(net(MemoryNet::new(true)))),
+    ("vsock", || Box::new(vsock())),
+    ("read-only block", || {
+        Box::new(block(CacheMode::Unsafe, 1, MemoryDisk::new(true)))
+    }),
+];
+
+/// The device that an input's byte names.
+pub fn pick(byte: u8) -> Box<dyn VirtioDevice> {
+    ALL[usize::from(byte) % ALL.len()].1()
+}
+
+/// A disk.
+pub fn block(cache: CacheMode, queues: u16, disk: Arc<MemoryDisk>) -> Block {
+    let config = BlockConfig {
+        name: "disk".into(),
+        serial: "serial".into(),
+        cache,
+        queues,
+        poll: Duration::ZERO,
+    };
+    Block::new(config, disk)
+}
+
+/// A network interface.
+pub fn net(backend: Arc<MemoryNet>) -> Net {
+    let config = NetConfig {
+        name: "net".into(),
+        mac: mac_of("net"),
+        mtu: Some(1500),
+    };
+    Net::new(config, backend)
+}
+
+/// The context id of [`vsock`]'s guest.
+pub const CID: u32 = 3;
+
+/// A socket device at [`vsock_path`].
+pub fn vsock() -> Vsock {
+    Vsock::open(CID, &vsock_path()).expect("no socket")
+}
+
+/// This process's own. Stays in one folder, of which at most a dead socket is left.
+pub fn vsock_path() -> PathBuf {
+    let folder = std::env::temp_dir().join("ampoule-fuzz");
+    std::fs::create_dir_all(&folder).expect("no folder");
+    folder.join(format!("v{}", std::process::id()))
+}
