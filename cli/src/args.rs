@@ -42,6 +42,7 @@ Examples:
   ampoule run --kernel vmlinux --memory 2G --cpus 4 --append quiet
   ampoule run --kernel vmlinuz --initrd test.cpio --serial file:console.log --timeout 60s
   ampoule run --kernel vmlinuz --initrd i.cpio --disk path=data.img,size=10G
+  ampoule run --kernel vmlinuz --initrd i.cpio --net user,forward=8080:80
   ampoule run --kernel vmlinuz --initrd i.cpio --net tap=tap0
   ampoule run --kernel vmlinuz --initrd i.cpio --console stdio --log-file ampoule.log
   ampoule run --kernel vmlinuz --memory 1G --print-config > vm.toml
@@ -147,18 +148,24 @@ pub(crate) struct RunArgs {
     /// A disk, as path=IMAGE with more keys after commas; several times for several disks
     ///
     /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates a sparse image
-    /// where there is none; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
+    /// where there is none; engine=sync|io_uring, what moves the data, else the one that measures best; direct goes past the host's page cache; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
     /// serial=TEXT; id=NAME, for messages; queues=N; poll=20us, how
     /// long to watch a busy disk for its next request; lock=off to share a disk at one's own risk. The image is raw, whatever it
-    /// holds. A comma in a value is doubled.
+    /// holds. SIGUSR2 has all images' sizes looked at again, and the guest told of what has grown. A comma in a value is doubled.
     #[arg(long, value_name = "path=IMAGE,…", help_heading = DEVICES, value_parser = disk_arg::parse)]
     disk: Vec<DiskConfig>,
-    /// A network interface, as tap=NAME or fd=N with more keys after commas; several times for several interfaces
+    /// A network interface, as user, tap=NAME or fd=N with more keys after commas; several times for several interfaces
     ///
-    /// Frames go to a TAP interface of the host, which is created where there is none (by root, or with CAP_NET_ADMIN), or to one
+    /// With user, the program passt does in sockets of its own what the guest wants of the network: no root, no set-up; the guest
+    /// gets the host's addresses by DHCP, and forward=8080:80 or forward=udp:5353:53, once or more, makes ports of the host lead
+    /// into it. With a tap,
+    /// frames go to a TAP interface of the host, which is created where there is none (by root, or with CAP_NET_ADMIN), or to one
     /// that another program opened as descriptor N (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR). Keys: tap; fd; mac=ADDRESS, else one that
-    /// is always the same for an id or a tap; mtu=N, told to the guest; id=NAME, for messages.
-    #[arg(long, value_name = "tap=NAME,…", help_heading = DEVICES, value_parser = net_arg::parse)]
+    /// is always the same for an id or a tap; mtu=N, told to the guest; queues=N, pairs of queues; vhost=on, frames are moved by
+    /// the host's kernel (/dev/vhost-net); pps=N and bandwidth=SIZE, the most
+    /// frames and bytes in a second in each direction, with pps-burst=N and bandwidth-burst=SIZE at once after a rest; id=NAME,
+    /// for messages.
+    #[arg(long, value_name = "user|tap=NAME,…", help_heading = DEVICES, value_parser = net_arg::parse)]
     net: Vec<NetConfig>,
     /// An entropy device, fed by the host's random number generator [default: on]
     #[arg(long, value_name = "on|off", help_heading = DEVICES, action = clap::ArgAction::Set, value_parser = on_off_parser())]

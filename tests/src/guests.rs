@@ -59,7 +59,8 @@ guests! {
     TRIPLE_FAULT = "triple_fault";
     /// Reads and writes what no device claims, in all widths, and prints `PASS`.
     UNCLAIMED = "unclaimed";
-    /// `op=r|w size=N depth=N batches=N`: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`.
+    /// `op=r|w size=N depth=N batches=N`: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`. `op=n first=N
+    /// slots=N`: writes and flushes numbered blocks for ever, and prints each number then.
     VIRTIO_BLOCK = "virtio_block";
 }
 

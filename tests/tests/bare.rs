@@ -110,7 +110,8 @@ fn main() -> ExitCode {
         virtio:
             a_disk_is_read_and_written
             a_disk_that_is_read_only_or_too_small_fails_requests_only
-            a_disk_is_one_vms_and_made_where_asked_for;
+            a_disk_is_one_vms_and_made_where_asked_for
+            a_vmm_killed_a_hundred_times_loses_nothing;
     };
     harness::main([(Needs::Kvm, tests)], driver::ampoule())
 }

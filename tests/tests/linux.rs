@@ -7,10 +7,16 @@ mod boot;
 #[path = "bare/driver.rs"]
 #[allow(dead_code, reason = "terminals are tested with bare guests")]
 mod driver;
+#[path = "linux/durable.rs"]
+mod durable;
 #[path = "linux/ends.rs"]
 mod ends;
+#[path = "linux/failing.rs"]
+mod failing;
 #[path = "linux/guest.rs"]
 mod guest;
+#[path = "linux/host.rs"]
+mod host;
 #[path = "linux/net.rs"]
 mod net;
 #[path = "linux/storage.rs"]
@@ -70,8 +76,30 @@ fn main() -> ExitCode {
     };
     let with_tools = ampoule_tests::tests! {
         storage:
-            the_guest_has_programs_of_this_machine;
+            the_guest_has_programs_of_this_machine
+            fio_finds_what_it_wrote
+            linux_6_12_fio_finds_what_it_wrote
+            ext4_survives_heavy_writing
+            linux_6_12_ext4_survives_heavy_writing
+            discards_shrink_the_image
+            read_only_disks_refuse_writes;
+        failing:
+            a_device_that_fails_gives_io_errors
+            a_full_tmpfs_gives_io_errors
+            a_full_ext4_gives_io_errors
+            an_image_cut_short_gives_io_errors;
+        durable:
+            a_killed_vmm_loses_nothing_that_was_flushed
+            a_power_cut_loses_nothing_that_was_flushed;
     };
-    let lists = [(Needs::LinuxGuests, tests), (Needs::Tools, with_tools)];
+    let thorough = ampoule_tests::tests! {
+        durable:
+            a_vmm_killed_a_hundred_times_loses_nothing;
+    };
+    let lists = [
+        (Needs::LinuxGuests, tests),
+        (Needs::Tools, with_tools),
+        (Needs::Thorough, thorough),
+    ];
     harness::main(lists, driver::ampoule())
 }

@@ -34,6 +34,7 @@ mod token {
     pub(super) const EXIT: u32 = 0;
     pub(super) const WAKE: u32 = 1;
     pub(super) const WORKERS: u32 = 2;
+    pub(super) const HELPERS: u32 = 3;
     /// Of the first console; those of the others follow.
     pub(super) const CONSOLES: u32 = 8;
     pub(super) const SOURCES: u32 = 64;
@@ -150,6 +151,9 @@ impl Control {
             self.blueprint
                 .shared
                 .set_power(Some(machine.devices.power.clone()));
+            self.blueprint
+                .shared
+                .set_resizers(machine.devices.resizers.clone());
             machine.start().map_err(|err| error_chain(&err))?;
             let serial = machine.devices.serial.clone();
             self.serial
@@ -224,6 +228,8 @@ impl Control {
     fn power_off(&mut self) {
         let shared = &self.blueprint.shared;
         shared.set_power(None);
+        // They keep the images open, and locked.
+        shared.set_resizers(Vec::new());
         // A vCPU may be waiting for room in the queue of a sink that stands still.
         for port in self.ports() {
             port.output().interrupt();
@@ -259,6 +265,12 @@ impl MutEventSubscriber for Control {
                 let _ = self.blueprint.shared.wake.read();
             }
             token::WORKERS => self.dispatch_workers(ops),
+            token::HELPERS => {
+                if let Some(helpers) = &self.blueprint.helpers {
+                    let machine = self.machine.as_mut();
+                    helpers.dispatch(machine.map_or(&mut [], |machine| &mut machine.passt));
+                }
+            }
             token @ ..token::SOURCES => {
                 let _ = self.ports().any(|port| port.handle(token));
             }
@@ -282,6 +294,8 @@ impl MutEventSubscriber for Control {
         ];
         let workers = self.blueprint.workers.as_ref();
         fixed.extend(workers.map(|workers| (workers.as_raw_fd(), token::WORKERS)));
+        let helpers = self.blueprint.helpers.as_ref();
+        fixed.extend(helpers.map(|helpers| (helpers.as_raw_fd(), token::HELPERS)));
         let sources = self.sources.iter().zip(token::SOURCES..);
         fixed.extend(sources.map(|(source, token)| (source.fd(), token)));
         for (fd, token) in fixed {

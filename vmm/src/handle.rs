@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use ampoule_devices::console::ConsoleOutput;
 use ampoule_devices::legacy::power::AcpiPower;
+use ampoule_devices::virtio::block::{Resized, Resizer};
 use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::exit::{ExitLatch, ExitReason};
@@ -21,6 +22,27 @@ use crate::timeline::Timeline;
 #[derive(Clone)]
 pub struct VmHandle {
     shared: Arc<Shared>,
+}
+
+/// Why a disk's size could not be looked at again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResizeError {
+    /// There is no such disk.
+    #[error("there is no disk \"{id}\"")]
+    NoDisk {
+        /// What was asked for.
+        id: String,
+    },
+    /// The host does not say, or could not interrupt the guest.
+    #[error("cannot resize disk \"{id}\"")]
+    Host {
+        /// The disk.
+        id: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// What all threads of a VM share. Its locks are leaves: nobody who holds one takes another.
@@ -39,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) wake: EventFd,
     /// The present machine's power button; a restart brings another.
     power: Mutex<Option<Arc<AcpiPower>>>,
+    /// What changes the sizes of the present machine's disks.
+    resizers: Mutex<Vec<Resizer>>,
     /// When a guest that was asked to power off is stopped.
     stop_at: Mutex<Option<Instant>>,
     /// The end of the VM.
@@ -73,6 +97,7 @@ impl Shared {
             console,
             wake,
             power: Mutex::new(None),
+            resizers: Mutex::new(Vec::new()),
             stop_at: Mutex::new(None),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
@@ -81,6 +106,10 @@ impl Shared {
 
     pub(crate) fn set_power(&self, power: Option<Arc<AcpiPower>>) {
         *lock(&self.power) = power;
+    }
+
+    pub(crate) fn set_resizers(&self, resizers: Vec<Resizer>) {
+        *lock(&self.resizers) = resizers;
     }
 
     pub(crate) fn stop_at(&self) -> Option<Instant> {
@@ -105,6 +134,28 @@ impl VmHandle {
     pub fn press_power_button(&self) -> io::Result<()> {
         let power = lock(&self.shared.power).clone();
         power.map_or(Ok(()), |power| power.press_power_button())
+    }
+
+    /// Looks how large the image of the disk `id` is by now (disks without an id are `disk0` and so on), and tells the guest if
+    /// it has grown. One that has shrunk is left as it was, for the guest may be using what is gone.
+    ///
+    /// # Errors
+    /// [`ResizeError`].
+    pub fn resize_disk(&self, id: &str) -> Result<Resized, ResizeError> {
+        let named = |resizer: &&Resizer| resizer.name() == id;
+        let resizer = lock(&self.shared.resizers).iter().find(named).cloned();
+        let resizer = resizer.ok_or_else(|| ResizeError::NoDisk { id: id.to_owned() })?;
+        resizer.resize().map_err(|source| ResizeError::Host {
+            id: id.to_owned(),
+            source,
+        })
+    }
+
+    /// The ids of its disks, in the order in which the guest sees them. None before its start and after
+    /// its end.
+    pub fn disk_ids(&self) -> Vec<String> {
+        let resizers = lock(&self.shared.resizers);
+        resizers.iter().map(|it| it.name().to_owned()).collect()
     }
 
     /// Asks the guest to power off, and stops the VM when it has not done so within `grace`.

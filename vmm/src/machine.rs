@@ -22,6 +22,7 @@ use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
 use crate::memory::{self, GuestRam};
 use crate::metrics::{MachineMetrics, VcpuMetrics};
+use crate::passt::{HelperWatch, Passt};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
 use crate::virtio::{self, Placement};
 
@@ -38,6 +39,8 @@ pub(crate) struct Blueprint {
     pub(crate) console: Option<Arc<ConsoleLink>>,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
+    /// What the control thread waits on for helper processes, in VMs that have some.
+    pub(crate) helpers: Option<HelperWatch>,
 }
 
 /// A machine with its power on.
@@ -50,6 +53,8 @@ pub(crate) struct Machine {
     pub(crate) devices: DeviceManager,
     /// Where virtio devices work, unless the control thread does it.
     io: Option<IoThread>,
+    /// The processes behind its user networks.
+    pub(crate) passt: Vec<Passt>,
     _vm: VmFd,
     _ram: GuestRam,
 }
@@ -65,6 +70,7 @@ impl Machine {
             input_space,
             console,
             workers,
+            helpers,
         } = blueprint;
         let timeline = &shared.timeline;
 
@@ -76,13 +82,21 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let virtio = virtio::devices(config, console.as_ref())?;
+        let virtio = virtio::devices(config, &ram, console.as_ref())?;
+        devices.resizers = virtio.resizers;
+        if let Some(watch) = helpers {
+            let waited = virtio
+                .helpers
+                .iter()
+                .try_for_each(|helper| watch.add(helper));
+            waited.map_err(Error::host("event"))?;
+        }
         let io = match virtio::placement(config) {
             Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
             Placement::Nowhere | Placement::ControlThread => None,
         };
         if let Some(host) = workers.as_ref().or(io.as_ref().map(IoThread::workers)) {
-            devices.add_virtio(&vm, &ram, host, virtio)?;
+            devices.add_virtio(&vm, &ram, host, virtio.all)?;
         }
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
@@ -121,6 +135,7 @@ impl Machine {
             vcpus,
             devices,
             io,
+            passt: virtio.helpers,
             _vm: vm,
             _ram: ram,
         })

@@ -20,6 +20,7 @@ use crate::handle::{Shared, VmHandle};
 use crate::io_thread::WorkerLoop;
 use crate::kvm::Kvm;
 use crate::machine::{Blueprint, Machine};
+use crate::passt::HelperWatch;
 use crate::timeline::Timeline;
 use crate::virtio::{self, Placement};
 
@@ -115,7 +116,12 @@ impl VmBuilder {
             }
             Placement::Nowhere | Placement::IoThread => None,
         };
+        let helpers = match self.config.net.iter().any(|net| net.user) {
+            true => Some(HelperWatch::new().map_err(Error::host("event"))?),
+            false => None,
+        };
         let blueprint = Blueprint {
+            helpers,
             workers,
             config: self.config,
             kvm,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::config_change::ConfigNotifier;
 use super::metrics::DeviceMetrics;
@@ -61,6 +62,13 @@ pub trait VirtioInterrupt: Send + Sync {
     /// # Errors
     /// The host's, where it could not pass the interrupt on.
     fn trigger(&self, source: InterruptSource) -> io::Result<()>;
+
+    /// The event by which the host's kernel raises the interrupt without us, from now until the device is reset. None where it
+    /// cannot.
+    fn irqfd(&self, source: InterruptSource) -> Option<&EventFd> {
+        let _ = source;
+        None
+    }
 }
 
 /// What a device is given when its driver is ready.
@@ -174,6 +182,12 @@ pub trait VirtioWorker: Send {
     /// What it waits for besides its queues' notifications.
     fn event_sources(&self) -> Vec<EventSource> {
         Vec::new()
+    }
+
+    /// Whether it is to be called for a queue's notifications; not, where the host's kernel waits for them.
+    fn takes_notifications(&self, index: u16) -> bool {
+        let _ = index;
+        true
     }
 
     /// The driver notified a queue (or might have: the first call after activation comes unasked).

@@ -4,7 +4,9 @@
 //! all three (kebab-case outside Rust). [`VmConfig::validate`] is the only judge of it.
 
 mod disk;
+mod forward;
 mod net;
+mod rate;
 mod units;
 mod validate;
 mod vsock;
@@ -17,7 +19,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use crate::kernel::KernelEntry;
-pub use disk::{CacheMode, DiskConfig};
+pub use disk::{CacheMode, DiskConfig, DiskEngine};
+pub use forward::{Forward, ForwardError, Protocol};
 pub use net::{MacAddress, MacError, NetConfig};
 pub use units::{MemorySize, Span, UnitError};
 pub use validate::ConfigError;
@@ -94,6 +97,14 @@ pub struct VmConfig {
     /// The socket device, if the guest has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn is_one(value: &u16) -> bool {
+    *value == 1
 }
 
 impl Default for VmConfig {
