@@ -11,7 +11,7 @@ use ampoule_vmm::{ExitReason, GuestPanic, Timeline, Vm, VmBuilder};
 use crate::args::{RunArgs, RunConfig};
 use crate::metrics::MetricsSink;
 use crate::report::{self, Failure};
-use crate::signals::{FirstSignal, SignalSet, Signals, Uses};
+use crate::signals::{FirstSignal, SignalSet, Signals, Wanted};
 use crate::terminal::input::{self, QuitAsked};
 use crate::terminal::{self, RawMode};
 use crate::timeline::TimelineSink;
@@ -96,15 +96,12 @@ impl Prepared {
         let interactive = on_stdio && std::io::stdin().is_terminal();
         let shares_terminal =
             on_stdio && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        let (source, signals, first_signal) = Signals::new(
-            config.grace.as_duration(),
-            metrics,
-            Uses {
-                disks: !config.disk.is_empty(),
-                terminal_size: stdio_console,
-            },
-        )
-        .map_err(host("signals"))?;
+        let wanted = Wanted {
+            disks: !config.disk.is_empty(),
+            terminal_size: stdio_console,
+        };
+        let (source, signals, first_signal) =
+            Signals::new(config.grace.as_duration(), metrics, wanted).map_err(host("signals"))?;
         let mut builder = VmBuilder::new(config)
             .timeline(timeline)
             .control_source(source)

@@ -1,8 +1,8 @@
 //! Signals that ask the process to end, or to give the terminal away for a while.
 //!
 //! They arrive through a signalfd on the VM's control thread, so that no handler runs and no thread is interrupted.
-//! SIGWINCH tells a virtio console on the terminal of its size. SIGUSR1 writes the metrics, where there is a place for them;
-//! SIGUSR2 looks at the sizes of the disks' images again.
+//! SIGUSR1 writes the metrics, where there is a place for them; SIGUSR2 looks at the sizes of the disks' images again; SIGWINCH tells
+//! a virtio console on the terminal of its size.
 //! SIGTERM, SIGINT and SIGHUP press the guest's power button; the second of them, whichever it is, stops the VM at once.
 //! Reference: signalfd(2).
 
@@ -51,6 +51,15 @@ impl FirstSignal {
             .compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
     }
+}
+
+/// What some VMs have a use for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    /// There are disks, whose images may grow: SIGUSR2.
+    pub(crate) disks: bool,
+    /// A virtio console is on the terminal, whose size may change: SIGWINCH.
+    pub(crate) terminal_size: bool,
 }
 
 /// The set of signals to take over, until [`SignalSet::block`] still with their default actions.
@@ -110,15 +119,14 @@ impl Signals {
     pub(crate) fn new(
         grace: Duration,
         metrics: Option<Arc<MetricsSink>>,
-        uses: Uses,
+        wanted: Wanted,
     ) -> io::Result<(Self, SignalSet, FirstSignal)> {
         let more = [
-            (libc::SIGUSR1, metrics.is_some()),
-            (libc::SIGUSR2, uses.disks),
-            (libc::SIGWINCH, uses.terminal_size),
+            metrics.as_ref().map(|_| libc::SIGUSR1),
+            wanted.disks.then_some(libc::SIGUSR2),
+            wanted.terminal_size.then_some(libc::SIGWINCH),
         ];
-        let more = more.into_iter().filter(|(_, used)| *used);
-        let set = SignalSet::new(more.map(|(signal, _)| signal));
+        let set = SignalSet::new(more.into_iter().flatten());
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         // SAFETY: the set is initialised; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set.0, flags) };
@@ -226,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_blocked_signal_is_read_from_the_descriptor() {
-        let (mut signals, set, _) = Signals::new(Duration::ZERO, None, Uses::default()).unwrap();
+        let (mut signals, set, _) = Signals::new(Duration::ZERO, None, Wanted::default()).unwrap();
         set.block().unwrap();
         assert_eq!(signals.next(), None);
         // SAFETY: the calls take no pointer; the signal is blocked on this thread, to which it is sent.

@@ -384,6 +384,18 @@ impl Vm {
         format!("{count} bytes not expected yet, at last {last:?}")
     }
 
+    /// The first line on standard error, as soon as it is there.
+    pub(crate) fn wait_for_error_line(&mut self) -> String {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            if let Some((line, _)) = self.read_errors().split_once('\n') {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < limit, "nothing on standard error");
+            thread::yield_now();
+        }
+    }
+
     fn read_errors(&mut self) -> String {
         let mut text = Vec::new();
         self.errors
