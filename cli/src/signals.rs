@@ -105,15 +105,6 @@ fn is_ignored(signal: c_int) -> bool {
     }
 }
 
-/// What a VM has for which there are signals.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Uses {
-    /// Disks, whose images may grow.
-    pub(crate) disks: bool,
-    /// A virtio console on the terminal.
-    pub(crate) terminal_size: bool,
-}
-
 impl Signals {
     /// A guest whose power button was pressed has `grace` to power off.
     pub(crate) fn new(

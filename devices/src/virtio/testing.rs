@@ -146,17 +146,6 @@ impl TestHost {
         }
     }
 
-    /// Has the workers handle an event of their own, and then what it led to.
-    pub(crate) fn event(&self, token: u32) {
-        for runner in self.running.lock().unwrap().iter_mut() {
-            let handled = runner.worker.process_event(token, EventSet::IN);
-            if let Err(err) = handled {
-                runner.broken.take().unwrap()(err);
-            }
-        }
-        self.run(1000);
-    }
-
     /// How many there are.
     pub fn workers(&self) -> usize {
         self.running.lock().unwrap().len()
