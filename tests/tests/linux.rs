@@ -13,6 +13,8 @@ mod ends;
 mod guest;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/net_load.rs"]
+mod net_load;
 #[path = "linux/storage.rs"]
 mod storage;
 #[path = "linux/virtio.rs"]
@@ -71,6 +73,19 @@ fn main() -> ExitCode {
     let with_tools = ampoule_tests::tests! {
         storage:
             the_guest_has_programs_of_this_machine;
+        net_load:
+            iperf_through_a_tap
+            linux_6_12_iperf_through_a_tap
+            iperf_through_vhost
+            several_queues
+            several_queues_by_vhost
+            large_frames_and_a_flood
+            a_limited_network_is_slow_and_whole
+            iperf_through_user_networking
+            user_networking_resolves_and_forwards
+            a_passt_that_ends_leaves_the_guest_running
+            no_passt_outlives_its_vm
+            user_networking_that_cannot_be_is_explained;
     };
     let lists = [(Needs::LinuxGuests, tests), (Needs::Tools, with_tools)];
     harness::main(lists, driver::ampoule())
