@@ -19,6 +19,8 @@ mod guest;
 mod host;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/net_load.rs"]
+mod net_load;
 #[path = "linux/storage.rs"]
 mod storage;
 #[path = "linux/virtio.rs"]
@@ -91,6 +93,19 @@ fn main() -> ExitCode {
         durable:
             a_killed_vmm_loses_nothing_that_was_flushed
             a_power_cut_loses_nothing_that_was_flushed;
+        net_load:
+            iperf_through_a_tap
+            linux_6_12_iperf_through_a_tap
+            iperf_through_vhost
+            several_queues
+            several_queues_by_vhost
+            large_frames_and_a_flood
+            a_limited_network_is_slow_and_whole
+            iperf_through_user_networking
+            user_networking_resolves_and_forwards
+            a_passt_that_ends_leaves_the_guest_running
+            no_passt_outlives_its_vm
+            user_networking_that_cannot_be_is_explained;
     };
     let thorough = ampoule_tests::tests! {
         durable:
