@@ -7,6 +7,8 @@ mod config;
 mod driver;
 #[path = "bare/ends.rs"]
 mod ends;
+#[path = "bare/hostile.rs"]
+mod hostile;
 #[path = "bare/insight.rs"]
 mod insight;
 #[path = "bare/platform.rs"]
@@ -107,6 +109,9 @@ fn main() -> ExitCode {
             counts_follow_the_console_on_standard_output
             messages_go_to_their_file_with_their_times
             files_that_cannot_be_written_are_told_before_the_start;
+        hostile:
+            disks_entropy_and_sockets_survive_a_hostile_driver
+            a_network_survives_a_hostile_driver;
         virtio:
             a_disk_is_read_and_written
             a_disk_that_is_read_only_or_too_small_fails_requests_only

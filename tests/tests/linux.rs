@@ -17,6 +17,8 @@ mod failing;
 mod guest;
 #[path = "linux/host.rs"]
 mod host;
+#[path = "bare/hostile.rs"]
+mod hostile;
 #[path = "linux/net.rs"]
 mod net;
 #[path = "linux/net_load.rs"]
@@ -63,6 +65,9 @@ fn main() -> ExitCode {
             sigterm_presses_the_power_button
             a_deadline_gives_124
             the_timeline_marks_init;
+        hostile:
+            disks_entropy_and_sockets_survive_a_hostile_driver
+            a_network_survives_a_hostile_driver;
         net:
             a_guest_talks_to_its_host
             a_tap_that_goes_leaves_the_guest_running
