@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use ampoule_devices::backend::disk::{BlockBackend, DiskError, OpenDisk, RawDisk};
+#[cfg(feature = "qcow2")]
+use ampoule_devices::backend::qcow2::Qcow2Disk;
 use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
@@ -10,7 +12,9 @@ use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::Rng;
 use ampoule_devices::virtio::vsock::Vsock;
 
-use crate::config::{CacheMode, DiskConfig, DiskEngine, NetConfig, VmConfig};
+use crate::config::{
+    BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat, NetConfig, VmConfig,
+};
 use crate::error::Error;
 
 /// A device with its name in messages.
@@ -79,13 +83,17 @@ pub(crate) fn placement(config: &VmConfig) -> Placement {
 }
 
 fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
-    let image = RawDisk::open(&OpenDisk {
+    let options = OpenDisk {
         path: &disk.path,
         read_only: disk.readonly,
         create_size: disk.size.map(|size| size.as_bytes()),
         direct: disk.direct,
         lock: disk.lock,
-    })?;
+    };
+    let image: Arc<dyn BlockBackend> = match disk.format {
+        DiskFormat::Raw => Arc::new(RawDisk::open(&options)?),
+        DiskFormat::Qcow2 => open_qcow2(&options, disk.backing == BackingFiles::Allow)?,
+    };
     let config = BlockConfig {
         serial: disk.serial.clone().unwrap_or_else(|| name.clone()),
         name,
@@ -98,8 +106,24 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
         limiter: None,
         poll: disk.poll.as_duration(),
     };
-    let engine = engine(disk, &image)?;
-    Ok(Block::new(config, Arc::new(image), engine))
+    let engine = engine(disk, &*image)?;
+    Ok(Block::new(config, image, engine))
+}
+
+#[cfg(feature = "qcow2")]
+fn open_qcow2(
+    options: &OpenDisk<'_>,
+    allow_backing: bool,
+) -> Result<Arc<dyn BlockBackend>, DiskError> {
+    Ok(Arc::new(Qcow2Disk::open(options, allow_backing)?))
+}
+
+#[cfg(not(feature = "qcow2"))]
+fn open_qcow2(options: &OpenDisk<'_>, _: bool) -> Result<Arc<dyn BlockBackend>, DiskError> {
+    Err(DiskError::Format {
+        path: options.path.to_owned(),
+        source: std::io::Error::other("this build is without qcow2"),
+    })
 }
 
 /// The engine that was asked for, or the one that measures best (docs/performance.md).

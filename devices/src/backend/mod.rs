@@ -3,6 +3,8 @@
 mod direct;
 pub mod disk;
 pub mod fd_sink;
+#[cfg(feature = "qcow2")]
+pub mod qcow2;
 pub mod tap;
 pub mod unix_socket;
 #[cfg(not(feature = "io-uring"))]

@@ -7,12 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{MemorySize, Span};
 
-/// A disk of the guest: a raw image or a block device of the host.
+/// A disk of the guest: an image or a block device of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DiskConfig {
     /// The image.
     pub path: PathBuf,
+    /// What the image is, whatever it looks like.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub format: DiskFormat,
+    /// Whether the image may name other files: a backing file, an external data file.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub backing: BackingFiles,
     /// Whether the guest may only read.
     #[serde(default, skip_serializing_if = "is_default")]
     pub readonly: bool,
@@ -40,7 +46,7 @@ pub struct DiskConfig {
     /// Whether other VMs are kept from a disk that this one writes.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub lock: bool,
-    /// Creates a sparse image of this size, where there is none.
+    /// Creates an image of this size, where there is none, that takes no space before it is written to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<MemorySize>,
 }
@@ -50,6 +56,8 @@ impl DiskConfig {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            format: DiskFormat::default(),
+            backing: BackingFiles::default(),
             readonly: false,
             id: None,
             serial: None,
@@ -67,6 +75,28 @@ impl DiskConfig {
     pub(crate) fn name(&self, index: usize) -> String {
         self.id.clone().unwrap_or_else(|| format!("disk{index}"))
     }
+}
+
+/// How an image is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// Byte for byte what the guest sees.
+    #[default]
+    Raw,
+    /// As QEMU's qcow2.
+    Qcow2,
+}
+
+/// Whether an image may name other files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackingFiles {
+    /// One that does is refused.
+    #[default]
+    Deny,
+    /// They are opened, and locked.
+    Allow,
 }
 
 /// What moves a disk's data.

@@ -12,7 +12,8 @@ use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 use crate::resource_allocator::MAX_DEVICES;
 
 use super::{
-    HugePages, MAX_CPUS, MacAddress, MemoryBacking, MemorySize, NetConfig, Span, VmConfig,
+    BackingFiles, DiskEngine, DiskFormat, HugePages, MAX_CPUS, MacAddress, MemoryBacking,
+    MemorySize, NetConfig, Span, VmConfig,
 };
 
 /// Why a configuration cannot be a VM.
@@ -62,6 +63,16 @@ pub enum ConfigError {
         queues: u16,
         /// The most.
         max: u16,
+    },
+    /// Two settings of a disk that exclude each other.
+    #[error("{name} cannot have {first} with {second}")]
+    DiskContradiction {
+        /// The disk.
+        name: String,
+        /// A key and its value.
+        first: &'static str,
+        /// Another.
+        second: &'static str,
     },
     /// A disk's queue would be watched for too long.
     #[error("{name} would be watched for {poll}, and 1ms is the limit")]
@@ -190,6 +201,7 @@ impl ConfigError {
             | Self::NetMtu { .. }
             | Self::CmdlineTooLong { .. }
             | Self::CmdlineNul { .. }
+            | Self::DiskContradiction { .. }
             | Self::DiskPoll { .. }
             | Self::DiskSize { .. }
             | Self::TooManyDevices { .. } => None,
@@ -250,6 +262,20 @@ impl VmConfig {
             let (queues, max) = (disk.queues, MAX_QUEUES);
             if !(1..=max).contains(&queues) {
                 return Err(ConfigError::DiskQueues { name, queues, max });
+            }
+            let contradiction = match (disk.format, disk.engine, disk.backing) {
+                (DiskFormat::Qcow2, Some(DiskEngine::IoUring), _) => {
+                    Some(("engine=io_uring", "format=qcow2"))
+                }
+                (DiskFormat::Raw, _, BackingFiles::Allow) => Some(("backing=allow", "format=raw")),
+                _ => None,
+            };
+            if let Some((first, second)) = contradiction {
+                return Err(ConfigError::DiskContradiction {
+                    name,
+                    first,
+                    second,
+                });
             }
             if disk.poll.as_duration() > Duration::from_millis(1) {
                 let poll = disk.poll;
@@ -342,12 +368,39 @@ fn is_interface_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DiskConfig;
 
     fn good() -> VmConfig {
         VmConfig {
             kernel: Some("k".into()),
             ..VmConfig::default()
         }
+    }
+
+    #[test]
+    fn what_a_disk_cannot_have_together_is_told() {
+        let check = |change: fn(&mut DiskConfig)| {
+            let mut disk = DiskConfig::new("d");
+            change(&mut disk);
+            let config = VmConfig {
+                kernel: Some("k".into()),
+                disk: vec![disk],
+                ..VmConfig::default()
+            };
+            config.validate().map_err(|err| err.to_string())
+        };
+        assert_eq!(check(|disk| disk.format = DiskFormat::Qcow2), Ok(()));
+        assert_eq!(
+            check(|disk| {
+                disk.format = DiskFormat::Qcow2;
+                disk.engine = Some(DiskEngine::IoUring);
+            }),
+            Err("disk0 cannot have engine=io_uring with format=qcow2".into())
+        );
+        assert_eq!(
+            check(|disk| disk.backing = BackingFiles::Allow),
+            Err("disk0 cannot have backing=allow with format=raw".into())
+        );
     }
 
     #[test]
