@@ -8,9 +8,24 @@ use ampoule_vmm::config::{
 
 use crate::key_list::{each, needed, switch, typed, unknown};
 
-const KEYS: [&str; 13] = [
-    "path", "format", "backing", "readonly", "id", "serial", "engine", "direct", "cache", "queues",
-    "poll", "lock", "size",
+const KEYS: [&str; 17] = [
+    "path",
+    "format",
+    "backing",
+    "readonly",
+    "id",
+    "serial",
+    "engine",
+    "direct",
+    "iops",
+    "iops-burst",
+    "bandwidth",
+    "bandwidth-burst",
+    "cache",
+    "queues",
+    "poll",
+    "lock",
+    "size",
 ];
 
 /// Reads the argument.
@@ -26,6 +41,10 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
             "serial" => disk.serial = Some(needed(key, value)?.to_owned()),
             "engine" => disk.engine = Some(engine(needed(key, value)?)?),
             "direct" => disk.direct = switch(key, value)?,
+            "iops" => disk.iops = Some(typed(key, value)?),
+            "iops-burst" => disk.iops_burst = Some(typed(key, value)?),
+            "bandwidth" => disk.bandwidth = Some(typed(key, value)?),
+            "bandwidth-burst" => disk.bandwidth_burst = Some(typed(key, value)?),
             "cache" => disk.cache = cache(needed(key, value)?)?,
             "queues" => disk.queues = typed(key, value)?,
             "poll" => disk.poll = typed(key, value)?,
@@ -87,7 +106,7 @@ mod tests {
 
     #[test]
     fn all_keys_reach_their_fields() {
-        let text = "path=a,,b.img,format=qcow2,backing=allow,readonly,id=root,serial=s1,engine=io_uring,direct,cache=unsafe,queues=2,poll=0s,lock=off,size=1G";
+        let text = "path=a,,b.img,format=qcow2,backing=allow,readonly,id=root,serial=s1,engine=io_uring,direct,iops=9,iops-burst=8,bandwidth=2M,bandwidth-burst=1M,cache=unsafe,queues=2,poll=0s,lock=off,size=1G";
         let disk = parse(text).unwrap();
         let expected = DiskConfig {
             format: DiskFormat::Qcow2,
@@ -97,6 +116,10 @@ mod tests {
             serial: Some("s1".into()),
             engine: Some(DiskEngine::IoUring),
             direct: true,
+            iops: Some(9),
+            iops_burst: Some(8),
+            bandwidth: Some(MemorySize::mib(2)),
+            bandwidth_burst: Some(MemorySize::mib(1)),
             cache: CacheMode::Unsafe,
             queues: 2,
             poll: "0s".parse().unwrap(),
@@ -121,6 +144,7 @@ mod tests {
             ("path=a,lock=maybe", "on or off"),
             ("path=a,format=vmdk", "raw or qcow2"),
             ("path=a,backing=maybe", "deny or allow"),
+            ("path=a,iops=fast", "iops: "),
             ("path=a,engine=aio", "sync or io_uring"),
             ("path=a,cache=none", "writeback, writethrough or unsafe"),
             ("path=a,queues=many", "queues: "),

@@ -1,7 +1,11 @@
 /*
  * Drives the first virtio device, a disk, by polled rings: `op=r|w size=BYTES depth=N batches=N` on the command line asks for
- * that many half-rings of requests, each of which goes to its own place on the disk. Prints `begin`, then `end`, then `PASS`, or
+ * that many half-rings of requests, each of which goes to its own place on the disk; `whole=1` for whole rings, one after the
+ * other, for a device that does not answer in order. Prints `begin`, then `end`, then `PASS`, or
  * `FAIL` and why, and powers off. What it writes are bytes 0x5a.
+ *
+ * `op=n first=N slots=N` writes numbered blocks of 4096 bytes for ever, each to its place (its number modulo the slots), all
+ * eight-byte words of it its number, flushes the disk after each, and then prints the number on a line, in hexadecimal.
  *
  * Entered by the 64-bit Linux protocol. Compiled for general registers only: a KVM in software has no others. The rings are
  * filled before the first request, so that a batch costs the guest a handful of instructions. Virtio 1.2, 2.7, 4.2 and 5.2.
@@ -28,6 +32,8 @@ typedef unsigned long u64;
 
 #define SIZE 256
 #define MAX_DEPTH 64
+#define BLOCK 4096
+#define T_FLUSH 4
 #define F_NEXT 1
 #define F_WRITE 2
 #define NO_NOTIFY 1
@@ -112,6 +118,13 @@ static u64 option(const char *line, const char *name)
     return 0;
 }
 
+static void print_number(u64 number)
+{
+    for (int shift = 60; shift >= 0; shift -= 4)
+        out(0x3f8, "0123456789abcdef"[number >> shift & 15]);
+    out(0x3f8, '\n');
+}
+
 static void set_up(u32 depth, u32 size, int writes)
 {
     for (u32 i = 0; i < depth; i++) {
@@ -159,11 +172,40 @@ static void submit(u16 count)
         REGISTER(QUEUE_NOTIFY) = 0;
 }
 
+/* Has the device do the next request, and waits until it has. */
+static void next_request(u32 chain)
+{
+    u16 done = used.idx;
+    submit(1);
+    while (used.idx == done)
+        ;
+    if (status[chain])
+        fail("a request has failed");
+}
+
+static void numbered(u64 number, u64 slots)
+{
+    /* The chains take turns: a write, a flush, which has no data. */
+    set_up(2, BLOCK, 1);
+    headers[1].type = T_FLUSH;
+    descs[3].next = 5;
+    for (;; number++) {
+        for (u32 i = 0; i < BLOCK; i += 8)
+            *(volatile u64 *)(DATA + i) = number;
+        headers[0].sector = number % slots * (BLOCK / 512);
+        next_request(0);
+        next_request(1);
+        print_number(number);
+    }
+}
+
 __attribute__((used)) void guest(u8 *zero_page)
 {
     const char *line = (const char *)(u64)*(u32 *)(zero_page + 0x228);
     u32 size = option(line, "size="), depth = option(line, "depth=");
-    u64 batches = option(line, "batches=");
+    u64 batches = option(line, "batches="), slots = option(line, "slots=");
+    if (option(line, "op=") == 'n' && slots)
+        numbered(option(line, "first="), slots);
     int writes = option(line, "op=") == 'w';
     if (!size || !depth || depth > MAX_DEPTH || depth & (depth - 1) || !batches)
         fail("the command line has no size, depth or batches");
@@ -173,16 +215,17 @@ __attribute__((used)) void guest(u8 *zero_page)
             *(u64 *)(DATA + i) = 0x5a5a5a5a5a5a5a5a;
 
     /* Two halves take turns, so that the device always has one; a ring of one has one. */
-    u16 half = depth > 1 ? depth / 2 : 1, done = 0;
+    int halves = depth > 1 && !option(line, "whole=");
+    u16 half = halves ? depth / 2 : depth, done = 0;
     print("begin\n");
     submit(half);
     for (u64 i = 1; i < batches; i++) {
-        if (depth > 1)
+        if (halves)
             submit(half);
         done += half;
         while ((u16)(used.idx - done) >= 0x8000)
             ;
-        if (depth == 1)
+        if (!halves)
             submit(half);
     }
     done += half;

@@ -59,8 +59,11 @@ guests! {
     TRIPLE_FAULT = "triple_fault";
     /// Reads and writes what no device claims, in all widths, and prints `PASS`.
     UNCLAIMED = "unclaimed";
-    /// `op=r|w size=N depth=N batches=N`: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`.
+    /// `op=r|w size=N depth=N batches=N`: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`. `op=n first=N
+    /// slots=N`: writes and flushes numbered blocks for ever, and prints each number then.
     VIRTIO_BLOCK = "virtio_block";
+    /// Sends frames by a network interface, as its command line says, and prints `begin`, `end` and `PASS`.
+    VIRTIO_NET = "virtio_net";
 }
 
 /// The floor of a start: a C program that makes a VM, a vCPU and 128 MiB of memory, and runs one instruction.

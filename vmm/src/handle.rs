@@ -1,6 +1,7 @@
 //! What the owner of a VM holds while it runs, and the state behind it.
 
 use std::io;
+use std::iter;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use ampoule_devices::console::ConsoleOutput;
 use ampoule_devices::legacy::power::AcpiPower;
 use ampoule_devices::virtio::block::{Resized, Resizer};
+use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::exit::{ExitLatch, ExitReason};
 use crate::guest_watch::GuestWatch;
@@ -53,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) watch: Arc<GuestWatch>,
     /// What is counted.
     pub(crate) metrics: Registry,
+    /// The virtio console, where there is one.
+    console: Option<Arc<ConsoleLink>>,
     /// Wakes the control thread, when it should look at its deadlines again.
     pub(crate) wake: EventFd,
     /// The present machine's power button; a restart brings another.
@@ -76,8 +80,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub(crate) fn new(
         timeline: Arc<Timeline>,
-        consoles: Vec<(&'static str, Arc<ConsoleOutput>)>,
+        serial: Arc<ConsoleOutput>,
+        console: Option<Arc<ConsoleLink>>,
     ) -> io::Result<Self> {
+        let hvc = console
+            .as_ref()
+            .map(|link| ("console", link.output().clone()));
+        let consoles = iter::once(("serial", serial)).chain(hvc).collect();
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let watch = Arc::new(GuestWatch::new(timeline.clone(), wake.try_clone()?));
         Ok(Self {
@@ -85,6 +94,7 @@ impl Shared {
             timeline,
             watch,
             metrics: Registry::new(consoles),
+            console,
             wake,
             power: Mutex::new(None),
             resizers: Mutex::new(Vec::new()),
@@ -193,6 +203,16 @@ impl VmHandle {
     /// The reason of its end, once there is one.
     pub fn exit_reason(&self) -> Option<ExitReason> {
         lock(&self.shared.outcome).clone()
+    }
+
+    /// The terminal of the virtio console has another size now, in columns and rows; the guest is told. Nothing happens where the
+    /// VM has no such console, or started without a size.
+    ///
+    /// # Errors
+    /// The host's, on raising the interrupt.
+    pub fn resize_console(&self, cols: u16, rows: u16) -> io::Result<()> {
+        let console = self.shared.console.as_ref();
+        console.map_or(Ok(()), |console| console.resize((cols, rows)))
     }
 
     /// What has been counted since the VM's first start.

@@ -171,8 +171,20 @@ pub fn slices<'a>(
     skip: u32,
     len: u32,
 ) -> Vec<VolatileSlice<'a>> {
-    let (mut skip, mut left) = (skip, len);
     let mut found = Vec::with_capacity(buffers.len());
+    each_slice(memory, buffers, skip, len, |slice| found.push(slice));
+    found
+}
+
+/// Gives each of the pieces of [`slices`] to `take`.
+pub fn each_slice<'a>(
+    memory: &'a GuestMemory,
+    buffers: &[Buffer],
+    skip: u32,
+    len: u32,
+    mut take: impl FnMut(VolatileSlice<'a>),
+) {
+    let (mut skip, mut left) = (skip, len);
     for buffer in buffers {
         let start = skip.min(buffer.len);
         skip -= start;
@@ -182,11 +194,15 @@ pub fn slices<'a>(
             continue;
         }
         let address = GuestAddress(buffer.address.0 + u64::from(start));
+        if let Some(slice) = contiguous(memory, address, part as usize) {
+            take(slice);
+            continue;
+        }
         // A buffer that goes from one region of RAM to the next has several slices.
-        let parts = GuestMemoryBackend::get_slices(memory, address, part as usize);
-        found.extend(parts.filter_map(Result::ok));
+        GuestMemoryBackend::get_slices(memory, address, part as usize)
+            .filter_map(Result::ok)
+            .for_each(&mut take);
     }
-    found
 }
 
 /// A descriptor chain, taken apart. Reused from one request to the next.
@@ -358,6 +374,21 @@ impl ActiveQueue {
     /// Its number.
     pub fn index(&self) -> u16 {
         self.index
+    }
+
+    /// Where its rings are, and where in them the device is.
+    pub(crate) fn ring(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Where in the available ring the next chain is, after somebody else took chains.
+    pub(crate) fn set_next_avail(&mut self, index: u16) {
+        self.queue.set_next_avail(index);
+    }
+
+    /// The event by which the driver notifies.
+    pub(crate) fn notification(&self) -> &Notification {
+        &self.notification
     }
 
     /// The memory that its chains point to.

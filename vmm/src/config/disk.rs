@@ -1,11 +1,17 @@
 //! Disks, as configuration.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ampoule_devices::rate_limiter::RateLimit;
 use serde::{Deserialize, Serialize};
 
-use super::{MemorySize, Span};
+use super::rate::{self, RateKeys};
+use super::{MemorySize, Span, is_one, one};
+
+/// The longest request that drivers usually make. A longer one goes, too.
+const LARGEST: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
 
 /// A disk of the guest: an image or a block device of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +40,18 @@ pub struct DiskConfig {
     /// Whether to go past the host's page cache.
     #[serde(default, skip_serializing_if = "is_default")]
     pub direct: bool,
+    /// Requests in a second: the most that go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Requests that go at once after a rest; a tenth of `iops`, unless it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops_burst: Option<u64>,
+    /// Bytes in a second, read and written: the most that go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<MemorySize>,
+    /// Bytes that go at once after a rest; a tenth of `bandwidth` and 1 MiB at least, unless it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_burst: Option<MemorySize>,
     /// When data that was written is safe.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cache: CacheMode,
@@ -63,12 +81,30 @@ impl DiskConfig {
             serial: None,
             engine: None,
             direct: false,
+            iops: None,
+            iops_burst: None,
+            bandwidth: None,
+            bandwidth_burst: None,
             cache: CacheMode::default(),
             queues: 1,
             poll: poll(),
             lock: true,
             size: None,
         }
+    }
+
+    /// Its limits, by their keys.
+    pub(crate) fn rates(&self) -> [RateKeys; 2] {
+        [
+            RateKeys::ops("iops", self.iops, self.iops_burst),
+            RateKeys::bytes("bandwidth", self.bandwidth, self.bandwidth_burst),
+        ]
+    }
+
+    /// What goes to and from it.
+    pub(crate) fn limit(&self) -> RateLimit {
+        let [requests, bytes] = self.rates();
+        rate::limit(requests, bytes, LARGEST)
     }
 
     /// Its name in messages, where it is the disk with this index.
@@ -132,14 +168,6 @@ fn poll() -> Span {
 
 fn is_poll(value: &Span) -> bool {
     *value == poll()
-}
-
-fn one() -> u16 {
-    1
-}
-
-fn is_one(value: &u16) -> bool {
-    *value == 1
 }
 
 fn yes() -> bool {
