@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use ampoule_vmm::config::{CacheMode, DiskConfig, MemorySize};
+use ampoule_vmm::config::{CacheMode, DiskConfig, DiskEngine, MemorySize};
 
 use crate::key_list::{each, needed, switch, typed, unknown};
 
-const KEYS: [&str; 9] = [
-    "path", "readonly", "id", "serial", "cache", "queues", "poll", "lock", "size",
+const KEYS: [&str; 11] = [
+    "path", "readonly", "id", "serial", "engine", "direct", "cache", "queues", "poll", "lock",
+    "size",
 ];
 
 /// Reads the argument.
@@ -19,6 +20,8 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
             "readonly" => disk.readonly = switch(key, value)?,
             "id" => disk.id = Some(needed(key, value)?.to_owned()),
             "serial" => disk.serial = Some(needed(key, value)?.to_owned()),
+            "engine" => disk.engine = Some(engine(needed(key, value)?)?),
+            "direct" => disk.direct = switch(key, value)?,
             "cache" => disk.cache = cache(needed(key, value)?)?,
             "queues" => disk.queues = typed(key, value)?,
             "poll" => disk.poll = typed(key, value)?,
@@ -39,6 +42,14 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
     Ok(disk)
 }
 
+fn engine(value: &str) -> Result<DiskEngine, String> {
+    match value {
+        "sync" => Ok(DiskEngine::Sync),
+        "io_uring" => Ok(DiskEngine::IoUring),
+        other => Err(format!("engine is sync or io_uring, not \"{other}\"")),
+    }
+}
+
 fn cache(value: &str) -> Result<CacheMode, String> {
     match value {
         "writeback" => Ok(CacheMode::Writeback),
@@ -56,12 +67,14 @@ mod tests {
 
     #[test]
     fn all_keys_reach_their_fields() {
-        let text = "path=a,,b.img,readonly,id=root,serial=s1,cache=unsafe,queues=2,poll=0s,lock=off,size=1G";
+        let text = "path=a,,b.img,readonly,id=root,serial=s1,engine=io_uring,direct,cache=unsafe,queues=2,poll=0s,lock=off,size=1G";
         let disk = parse(text).unwrap();
         let expected = DiskConfig {
             readonly: true,
             id: Some("root".into()),
             serial: Some("s1".into()),
+            engine: Some(DiskEngine::IoUring),
+            direct: true,
             cache: CacheMode::Unsafe,
             queues: 2,
             poll: "0s".parse().unwrap(),
@@ -84,6 +97,7 @@ mod tests {
             ("path=a,wibble=1", "known are path"),
             ("/", "did you mean path=/?"),
             ("path=a,lock=maybe", "on or off"),
+            ("path=a,engine=aio", "sync or io_uring"),
             ("path=a,cache=none", "writeback, writethrough or unsafe"),
             ("path=a,queues=many", "queues: "),
             ("path=a,size=big", "size: "),

@@ -124,6 +124,25 @@ static inline const char *command_line(const u8 *zero_page)
     return (const char *)(u64) * (const u32 *)(zero_page + 0x228);
 }
 
+/* The number behind `name` on the command line; letters count as themselves. */
+static inline u64 option(const char *line, const char *name)
+{
+    for (; *line; line++) {
+        const char *at = line, *want = name;
+        while (*want && *at == *want)
+            at++, want++;
+        if (*want)
+            continue;
+        u64 value = 0;
+        if (*at >= 'a')
+            return *at;
+        for (; *at >= '0' && *at <= '9'; at++)
+            value = value * 10 + (*at - '0');
+        return value;
+    }
+    return 0;
+}
+
 static inline u64 offered(u64 base)
 {
     REGISTER(base, DEVICE_FEATURES_SEL) = 0;

@@ -3,12 +3,17 @@
  * that many half-rings of requests, each of which goes to its own place on the disk. Prints `begin`, then `end`, then `PASS`, or
  * `FAIL` and why, and powers off. What it writes are bytes 0x5a.
  *
+ * `op=n first=N slots=N` writes numbered blocks of 4096 bytes for ever, each to its place (its number modulo the slots), all
+ * eight-byte words of it its number, flushes the disk after each, and then prints the number on a line, in hexadecimal.
+ *
  * The rings are filled before the first request, so that a batch costs the guest a handful of instructions. Virtio 1.2, 5.2.
  */
 #define SIZE 256
 #include "virtio.h"
 
 #define MAX_DEPTH 64
+#define BLOCK 4096
+#define T_FLUSH 4
 
 static struct desc descs[SIZE] __attribute__((aligned(4096)));
 static struct avail avail __attribute__((aligned(4096)));
@@ -17,23 +22,11 @@ static struct block_header headers[MAX_DEPTH];
 static volatile u8 status[MAX_DEPTH];
 #define DATA 0x1000000UL
 
-/* The number behind `name` on the command line; letters count as themselves. */
-static u64 option(const char *line, const char *name)
+static void print_number(u64 number)
 {
-    for (; *line; line++) {
-        const char *at = line, *want = name;
-        while (*want && *at == *want)
-            at++, want++;
-        if (*want)
-            continue;
-        u64 value = 0;
-        if (*at >= 'a')
-            return *at;
-        for (; *at >= '0' && *at <= '9'; at++)
-            value = value * 10 + (*at - '0');
-        return value;
-    }
-    return 0;
+    for (int shift = 60; shift >= 0; shift -= 4)
+        out(0x3f8, "0123456789abcdef"[number >> shift & 15]);
+    out(0x3f8, '\n');
 }
 
 static void set_up(u32 depth, u32 size, int writes)
@@ -69,11 +62,40 @@ static void submit(u16 count)
         REGISTER(FIRST_SLOT, QUEUE_NOTIFY) = 0;
 }
 
+/* Has the device do the next request, and waits until it has. */
+static void next_request(u32 chain)
+{
+    u16 done = used.idx;
+    submit(1);
+    while (used.idx == done)
+        ;
+    if (status[chain])
+        fail("a request has failed");
+}
+
+static void numbered(u64 number, u64 slots)
+{
+    /* The chains take turns: a write, a flush, which has no data. */
+    set_up(2, BLOCK, 1);
+    headers[1].type = T_FLUSH;
+    descs[3].next = 5;
+    for (;; number++) {
+        for (u32 i = 0; i < BLOCK; i += 8)
+            *(volatile u64 *)(DATA + i) = number;
+        headers[0].sector = number % slots * (BLOCK / 512);
+        next_request(0);
+        next_request(1);
+        print_number(number);
+    }
+}
+
 __attribute__((used)) void guest(u8 *zero_page)
 {
     const char *line = command_line(zero_page);
     u32 size = option(line, "size="), depth = option(line, "depth=");
-    u64 batches = option(line, "batches=");
+    u64 batches = option(line, "batches="), slots = option(line, "slots=");
+    if (option(line, "op=") == 'n' && slots)
+        numbered(option(line, "first="), slots);
     int writes = option(line, "op=") == 'w';
     if (!size || !depth || depth > MAX_DEPTH || depth & (depth - 1) || !batches)
         fail("the command line has no size, depth or batches");

@@ -61,8 +61,11 @@ guests! {
     TRIPLE_FAULT = "triple_fault";
     /// Reads and writes what no device claims, in all widths, and prints `PASS`.
     UNCLAIMED = "unclaimed";
-    /// `op=r|w size=N depth=N batches=N`: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`.
+    /// `op=r|w size=N depth=N batches=N`: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`. `op=n first=N
+    /// slots=N`: writes and flushes numbered blocks for ever, and prints each number then.
     VIRTIO_BLOCK = "virtio_block";
+    /// Sends frames by a network interface, as its command line says, and prints `begin`, `end` and `PASS`.
+    VIRTIO_NET = "virtio_net";
     /// `memory=MIB`: breaks every rule of virtio against each device that it finds; `case N DEVICE WHAT: ok`, `PASS`.
     VIRTIO_HOSTILE = "virtio_hostile";
 }
@@ -102,7 +105,7 @@ mod tests {
                 .any(|bytes| bytes == note);
             assert_eq!(
                 found,
-                ![LINUX64, VIRTIO_BLOCK, VIRTIO_HOSTILE].contains(guest),
+                ![LINUX64, VIRTIO_BLOCK, VIRTIO_NET, VIRTIO_HOSTILE].contains(guest),
                 "{guest}"
             );
         }

@@ -63,7 +63,9 @@ fn main() -> ExitCode {
             output_goes_to_a_file
             output_goes_nowhere
             a_socket_serves_one_client_after_the_other
-            a_file_in_the_place_of_the_socket_is_kept;
+            a_file_in_the_place_of_the_socket_is_kept
+            a_pseudo_terminal_is_told_and_leads_to_the_guest
+            a_console_takes_the_standard_streams_from_the_serial_port;
         terminal:
             it_is_restored_after_a_power_off
             it_is_restored_after_a_crash
@@ -121,7 +123,8 @@ fn main() -> ExitCode {
         virtio:
             a_disk_is_read_and_written
             a_disk_that_is_read_only_or_too_small_fails_requests_only
-            a_disk_is_one_vms_and_made_where_asked_for;
+            a_disk_is_one_vms_and_made_where_asked_for
+            a_vmm_killed_a_hundred_times_loses_nothing;
     };
     harness::main([(Needs::Kvm, tests)], driver::ampoule())
 }

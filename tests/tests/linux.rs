@@ -7,14 +7,22 @@ mod boot;
 #[path = "bare/driver.rs"]
 #[allow(dead_code, reason = "terminals are tested with bare guests")]
 mod driver;
+#[path = "linux/durable.rs"]
+mod durable;
 #[path = "linux/ends.rs"]
 mod ends;
+#[path = "linux/failing.rs"]
+mod failing;
 #[path = "linux/guest.rs"]
 mod guest;
+#[path = "linux/host.rs"]
+mod host;
 #[path = "bare/hostile.rs"]
 mod hostile;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/net_load.rs"]
+mod net_load;
 #[path = "linux/storage.rs"]
 mod storage;
 #[path = "linux/virtio.rs"]
@@ -75,8 +83,43 @@ fn main() -> ExitCode {
     };
     let with_tools = ampoule_tests::tests! {
         storage:
-            the_guest_has_programs_of_this_machine;
+            the_guest_has_programs_of_this_machine
+            fio_finds_what_it_wrote
+            linux_6_12_fio_finds_what_it_wrote
+            ext4_survives_heavy_writing
+            linux_6_12_ext4_survives_heavy_writing
+            discards_shrink_the_image
+            read_only_disks_refuse_writes;
+        failing:
+            a_device_that_fails_gives_io_errors
+            a_full_tmpfs_gives_io_errors
+            a_full_ext4_gives_io_errors
+            an_image_cut_short_gives_io_errors;
+        durable:
+            a_killed_vmm_loses_nothing_that_was_flushed
+            a_power_cut_loses_nothing_that_was_flushed;
+        net_load:
+            iperf_through_a_tap
+            linux_6_12_iperf_through_a_tap
+            iperf_through_vhost
+            several_queues
+            several_queues_by_vhost
+            large_frames_and_a_flood
+            a_limited_network_is_slow_and_whole
+            iperf_through_user_networking
+            user_networking_resolves_and_forwards
+            a_passt_that_ends_leaves_the_guest_running
+            no_passt_outlives_its_vm
+            user_networking_that_cannot_be_is_explained;
     };
-    let lists = [(Needs::LinuxGuests, tests), (Needs::Tools, with_tools)];
+    let thorough = ampoule_tests::tests! {
+        durable:
+            a_vmm_killed_a_hundred_times_loses_nothing;
+    };
+    let lists = [
+        (Needs::LinuxGuests, tests),
+        (Needs::Tools, with_tools),
+        (Needs::Thorough, thorough),
+    ];
     harness::main(lists, driver::ampoule())
 }

@@ -46,7 +46,9 @@ struct Runner {
 impl Runner {
     /// Every descriptor that it wants to wait on, with its token.
     fn events(&self) -> Vec<(RawFd, u32, EventSet)> {
-        let queues = self.notifications.iter();
+        let worker = self.worker.iter();
+        let takes = |index| worker.clone().all(|it| it.takes_notifications(index));
+        let queues = self.notifications.iter().filter(|(index, _)| takes(*index));
         let queues = queues.map(|(index, queue)| {
             (
                 queue.event().as_raw_fd(),

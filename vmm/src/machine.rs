@@ -11,6 +11,7 @@ use ampoule_arch::boot::{linux, pvh, reset};
 use ampoule_arch::layout;
 use ampoule_arch::regs::{self, EntryPoint};
 use ampoule_devices::console::ConsoleOutput;
+use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::config::VmConfig;
 use crate::device_manager::DeviceManager;
@@ -21,6 +22,7 @@ use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
 use crate::memory::{self, GuestRam};
 use crate::metrics::{MachineMetrics, VcpuMetrics};
+use crate::passt::{HelperWatch, Passt};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
 use crate::virtio::{self, Placement};
 
@@ -32,9 +34,13 @@ pub(crate) struct Blueprint {
     /// Where the serial port prints.
     pub(crate) output: Arc<ConsoleOutput>,
     /// Tells that the serial port can take more input.
-    pub(crate) input_space: EventFd,
+    pub(crate) input_space: Arc<EventFd>,
+    /// The virtio console's host half, where there is one.
+    pub(crate) console: Option<Arc<ConsoleLink>>,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
+    /// What the control thread waits on for helper processes, in VMs that have some.
+    pub(crate) helpers: Option<HelperWatch>,
 }
 
 /// A machine with its power on.
@@ -47,6 +53,8 @@ pub(crate) struct Machine {
     pub(crate) devices: DeviceManager,
     /// Where virtio devices work, unless the control thread does it.
     io: Option<IoThread>,
+    /// The processes behind its user networks.
+    pub(crate) passt: Vec<Passt>,
     _vm: VmFd,
     _ram: GuestRam,
 }
@@ -60,7 +68,9 @@ impl Machine {
             shared,
             output,
             input_space,
+            console,
             workers,
+            helpers,
         } = blueprint;
         let timeline = &shared.timeline;
 
@@ -72,13 +82,21 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let virtio = virtio::devices(config)?;
+        let virtio = virtio::devices(config, &ram, console.as_ref())?;
+        devices.resizers = virtio.resizers;
+        if let Some(watch) = helpers {
+            let waited = virtio
+                .helpers
+                .iter()
+                .try_for_each(|helper| watch.add(helper));
+            waited.map_err(Error::host("event"))?;
+        }
         let io = match virtio::placement(config) {
             Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
             Placement::Nowhere | Placement::ControlThread => None,
         };
         if let Some(host) = workers.as_ref().or(io.as_ref().map(IoThread::workers)) {
-            devices.add_virtio(&vm, &ram, host, virtio)?;
+            devices.add_virtio(&vm, &ram, host, virtio.all)?;
         }
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
@@ -117,6 +135,7 @@ impl Machine {
             vcpus,
             devices,
             io,
+            passt: virtio.helpers,
             _vm: vm,
             _ram: ram,
         })

@@ -11,10 +11,12 @@ pub(crate) mod input;
 
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ampoule_vmm::console;
 use libc::{STDIN_FILENO, c_int, c_void, siginfo_t};
 
 /// Signals that end a process by default and are not handled otherwise while a VM runs.
@@ -53,6 +55,11 @@ pub(crate) fn enter_again() {
         RAW.store(true, Ordering::SeqCst);
         set(&raw_of(found));
     }
+}
+
+/// The size of the terminal on standard output, or else of that on standard input: columns and rows.
+pub(crate) fn size() -> Option<(u16, u16)> {
+    console::terminal_size(io::stdout().as_fd()).or(console::terminal_size(io::stdin().as_fd()))
 }
 
 /// The terminal is in raw mode for as long as this lives.

@@ -359,8 +359,26 @@ fn interrupts_are_raised_as_the_driver_wishes() {
     assert_eq!(driver.line.count(), before + 1);
 }
 
+#[test]
+fn an_interrupt_of_the_kernel_s_is_about_used_buffers() {
+    let driver = Driver::ready(Hoarder { by_kernel: true }, 1);
+    // The kernel sets no bit, and neither can a driver take this one away.
+    for _ in 0..2 {
+        assert_eq!(driver.read(register::INTERRUPT_STATUS), 1);
+        driver.write(register::INTERRUPT_ACK, 1);
+    }
+    driver.write(register::STATUS, 0);
+    assert_eq!(driver.read(register::INTERRUPT_STATUS), 0);
+    let driver = Driver::ready(Hoarder::default(), 1);
+    assert_eq!(driver.read(register::INTERRUPT_STATUS), 0);
+}
+
 /// Takes chains and never gives them back.
-struct Hoarder;
+#[derive(Default)]
+struct Hoarder {
+    /// Whether it has the kernel raise its interrupts.
+    by_kernel: bool,
+}
 
 struct HoarderWorker(ActiveQueue, Chain);
 
@@ -386,6 +404,11 @@ impl VirtioDevice for Hoarder {
         mut context: ActivationContext,
     ) -> Result<Box<dyn VirtioWorker>, ActivateError> {
         let queue = context.queues.remove(0);
+        if self.by_kernel {
+            let irqfd = |source| context.interrupt.irqfd(source);
+            assert!(irqfd(device::InterruptSource::Config).is_none());
+            assert!(irqfd(device::InterruptSource::Queue(0)).is_some());
+        }
         Ok(Box::new(HoarderWorker(queue, Chain::new())))
     }
 }
@@ -403,7 +426,7 @@ impl VirtioWorker for HoarderWorker {
 
 #[test]
 fn a_head_that_the_device_has_cannot_be_made_available_again() {
-    let driver = Driver::ready(Hoarder, 1);
+    let driver = Driver::ready(Hoarder::default(), 1);
     driver.send(&[writable(BUFFERS, 1, None)]);
     assert!(!driver.needs_reset());
     driver.make_available(0);
@@ -487,7 +510,7 @@ impl VirtioDevice for Shown {
         &mut self,
         context: ActivationContext,
     ) -> Result<Box<dyn VirtioWorker>, ActivateError> {
-        Hoarder.activate(context)
+        Hoarder::default().activate(context)
     }
 }
 

@@ -123,7 +123,7 @@ struct Case {
 
 fuzz_target!(|input: Input| {
     let backend = MemoryNet::new(input.offloads);
-    let device = Box::new(devices::net(backend.clone()));
+    let device = Box::new(devices::net(vec![backend.clone()]));
     let event_idx = if input.event_idx {
         0
     } else {

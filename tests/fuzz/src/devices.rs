@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ampoule_devices::rate_limiter::RateLimit;
 use ampoule_devices::virtio::VirtioDevice;
-use ampoule_devices::virtio::block::{Block, BlockConfig, CacheMode};
+use ampoule_devices::virtio::block::{Block, BlockConfig, CacheMode, Engine};
 use ampoule_devices::virtio::net::{Net, NetConfig, mac_of};
 use ampoule_devices::virtio::rng::Rng;
 use ampoule_devices::virtio::vsock::Vsock;
@@ -21,7 +22,10 @@ pub const ALL: &[Row] = &[
     ("block", || {
         Box::new(block(CacheMode::Writeback, 2, MemoryDisk::new(false)))
     }),
-    ("net", || Box::new(net(MemoryNet::new(true)))),
+    ("net", || Box::new(net(vec![MemoryNet::new(true)]))),
+    ("net of three pairs", || {
+        Box::new(net((0..3).map(|_| MemoryNet::new(true)).collect()))
+    }),
     ("vsock", || Box::new(vsock())),
     ("read-only block", || {
         Box::new(block(CacheMode::Unsafe, 1, MemoryDisk::new(true)))
@@ -40,19 +44,22 @@ pub fn block(cache: CacheMode, queues: u16, disk: Arc<MemoryDisk>) -> Block {
         serial: "serial".into(),
         cache,
         queues,
+        limiter: None,
         poll: Duration::ZERO,
     };
-    Block::new(config, disk)
+    Block::new(config, disk, Engine::sync())
 }
 
-/// A network interface.
-pub fn net(backend: Arc<MemoryNet>) -> Net {
+/// A network interface; a pair of queues for each back end.
+pub fn net(backends: Vec<Arc<MemoryNet>>) -> Net {
     let config = NetConfig {
         name: "net".into(),
         mac: mac_of("net"),
         mtu: Some(1500),
+        limit: RateLimit::default(),
     };
-    Net::new(config, backend)
+    let backends = backends.into_iter().map(|it| it as _).collect();
+    Net::new(config, backends).expect("no limit, and some back ends")
 }
 
 /// The context id of [`vsock`]'s guest.

@@ -269,10 +269,15 @@ impl Vm {
         thread::spawn(move || input.write_all(&bytes))
     }
 
+    /// The process; its number is its own until the end has been seen.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: takes no pointer; the child has not been waited for, so that its number is still its own.
-        let result = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+        let result = unsafe { libc::kill(self.pid().cast_signed(), signal) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
     }
 
@@ -384,6 +389,18 @@ impl Vm {
         format!("{count} bytes not expected yet, at last {last:?}")
     }
 
+    /// The first line on standard error, as soon as it is there.
+    pub(crate) fn wait_for_error_line(&mut self) -> String {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            if let Some((line, _)) = self.read_errors().split_once('\n') {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < limit, "nothing on standard error");
+            thread::yield_now();
+        }
+    }
+
     fn read_errors(&mut self) -> String {
         let mut text = Vec::new();
         self.errors
@@ -473,7 +490,7 @@ fn open_terminal() -> io::Result<(File, OwnedFd)> {
 }
 
 /// A descriptor that becomes readable when the process ends.
-fn pidfd(pid: u32) -> OwnedFd {
+pub(crate) fn pidfd(pid: u32) -> OwnedFd {
     // SAFETY: takes no pointer.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     assert!(fd >= 0, "pidfd_open: {}", io::Error::last_os_error());
@@ -482,7 +499,7 @@ fn pidfd(pid: u32) -> OwnedFd {
 }
 
 /// Waits until one of them is readable or closed; false at the deadline.
-fn poll(fds: &[i32], deadline: Instant) -> bool {
+pub(crate) fn poll(fds: &[i32], deadline: Instant) -> bool {
     let mut fds: Vec<_> = fds
         .iter()
         .map(|&fd| libc::pollfd {

@@ -241,3 +241,43 @@ pub(crate) fn read_until(stream: &mut UnixStream, text: &str) {
 pub(crate) fn send(stream: &mut UnixStream, bytes: &[u8]) {
     stream.write_all(bytes).unwrap();
 }
+
+/// Where it is is told on standard error, as nobody could know it otherwise.
+pub(crate) fn a_pseudo_terminal_is_told_and_leads_to_the_guest() {
+    let mut command = run_guest(guests::KEYS);
+    command.args(["--serial", "pty"]);
+    let mut vm = Vm::piped(command);
+    let path = vm.wait_for_error_line().replace("serial: ", "");
+    let mut options = File::options();
+    let mut terminal = options.read(true).write(true).open(&path).unwrap();
+    let mut read_until = |text: &str, key: &[u8]| {
+        let mut seen = Vec::new();
+        while !seen.ends_with(text.as_bytes()) {
+            let mut byte = [0];
+            terminal.read_exact(&mut byte).unwrap();
+            seen.push(byte[0]);
+        }
+        terminal.write_all(key).unwrap();
+    };
+    read_until("ready\n", b"x");
+    read_until("?\n", b"p");
+    let end = vm.end().expect_code(0);
+    assert_eq!((end.text(), end.errors.lines().count()), (String::new(), 1));
+}
+
+pub(crate) fn a_console_takes_the_standard_streams_from_the_serial_port() {
+    let mut command = run_guest(guests::SERIAL_HELLO);
+    command.args(["--console", "stdio"]);
+    let end = finish(command).expect_code(0).expect_silence();
+    assert_eq!(end.text(), "");
+    let mut command = run_guest(guests::SERIAL_HELLO);
+    command.args(["--console", "stdio", "--serial", "stdio"]);
+    finish(command)
+        .expect_code(125)
+        .expect_error("cannot both be on standard input and output");
+    let mut command = run_guest(guests::SERIAL_HELLO);
+    command.args(["--console", "null"]);
+    finish(command)
+        .expect_code(0)
+        .expect_output("Hello from a bare guest.");
+}

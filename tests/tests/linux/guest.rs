@@ -47,7 +47,14 @@ const MODULES: &[&str] = &[
 ];
 
 /// Those of 6.12, in /lib/6.12; the rest of virtio is built in.
-const MODULES_6_12: &[&str] = &["virtio_mmio", "virtio_blk", "virtio-rng"];
+const MODULES_6_12: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio-rng",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
 
 /// A shell command that loads the modules of virtio.
 pub(crate) const LOAD_VIRTIO: &str = "d=/lib; case $(uname -r) in 6.12*) d=/lib/6.12;; esac; for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng \
@@ -60,8 +67,11 @@ const LOAD_TOOLS: &str = "for d in /sys/block/vd*; do if grep -q ampoule-tools $
      mount -t ext4 -o ro /dev/${d##*/} /usr; fi; done; \
      mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm; export PATH=/bin:/usr/bin";
 
-/// A program of the guest's that talks by AF_VSOCK.
-const VSOCK_ECHO: &str = concat!(env!("GUESTS_DIR"), "/vsock_echo");
+/// Programs of the guest's, in /bin: one talks by AF_VSOCK, one writes a disk and tells by AF_VSOCK what it has written.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("vsock_echo", concat!(env!("GUESTS_DIR"), "/vsock_echo")),
+    ("numbered", concat!(env!("GUESTS_DIR"), "/numbered")),
+];
 
 /// The initramfs, made once.
 fn initramfs() -> &'static Path {
@@ -81,7 +91,9 @@ fn make(path: &Path) -> std::io::Result<()> {
     archive.folder("lib")?;
     archive.program("bin/busybox", &fs::read("/bin/busybox")?)?;
     archive.program("init", INIT.as_bytes())?;
-    archive.program("bin/vsock_echo", &fs::read(VSOCK_ECHO)?)?;
+    for (name, program) in PROGRAMS {
+        archive.program(&format!("bin/{name}"), &fs::read(program)?)?;
+    }
     let modules = kernel("6.1").join("package/lib/modules");
     for name in MODULES {
         archive.program(&format!("lib/{name}.ko"), &module(&modules, name)?)?;

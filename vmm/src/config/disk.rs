@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MemorySize, Span};
+use super::{MemorySize, Span, is_one, one};
 
 /// A disk of the guest: a raw image or a block device of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,12 @@ pub struct DiskConfig {
     /// Its serial number in the guest (`/dev/disk/by-id/virtio-…`), of which 20 bytes count; its name, unless it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// What moves its data; what is best for the image, unless it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<DiskEngine>,
+    /// Whether to go past the host's page cache.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub direct: bool,
     /// When data that was written is safe.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cache: CacheMode,
@@ -47,6 +53,8 @@ impl DiskConfig {
             readonly: false,
             id: None,
             serial: None,
+            engine: None,
+            direct: false,
             cache: CacheMode::default(),
             queues: 1,
             poll: poll(),
@@ -59,6 +67,16 @@ impl DiskConfig {
     pub(crate) fn name(&self, index: usize) -> String {
         self.id.clone().unwrap_or_else(|| format!("disk{index}"))
     }
+}
+
+/// What moves a disk's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskEngine {
+    /// The I/O thread, one request after the other.
+    Sync,
+    /// The host's io_uring, many requests at once.
+    IoUring,
 }
 
 /// When data that a guest wrote is on stable storage.
@@ -84,14 +102,6 @@ fn poll() -> Span {
 
 fn is_poll(value: &Span) -> bool {
     *value == poll()
-}
-
-fn one() -> u16 {
-    1
-}
-
-fn is_one(value: &u16) -> bool {
-    *value == 1
 }
 
 fn yes() -> bool {
