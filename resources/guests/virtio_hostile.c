@@ -74,7 +74,7 @@ static void kick(struct device *d, u32 queue)
 
 static int breaks(struct device *d)
 {
-    for (u64 i = 0; i < PATIENCE / 10; i++)
+    for (u64 i = 0; i < PATIENCE / 64; i++)
         if (needs_reset(d))
             return 1;
     return 0;

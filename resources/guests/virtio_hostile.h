@@ -7,7 +7,7 @@
 
 #define QUEUES 3
 /* Polls after which something counts as not happening. */
-#define PATIENCE 2000000
+#define PATIENCE 8000000
 
 struct rings {
     struct desc descs[SIZE];
@@ -127,15 +127,28 @@ static int has_used(struct device *d, u32 queue)
     return d->rings[queue].used.idx != d->seen[queue];
 }
 
+static int needs_reset(struct device *d)
+{
+    return REGISTER(d->base, STATUS) & NEEDS_RESET;
+}
+
+/* Between two polls: 0 once they were enough. Now and then it leaves the guest, or the device might wait for a processor. */
+static int patience(struct device *d, u64 *polls)
+{
+    if (*polls % 64 == 0)
+        needs_reset(d);
+    return ++*polls < PATIENCE;
+}
+
 /* Waits until a chain has been given back; its length written is put to `len`. */
 static int take(struct device *d, u32 queue, u32 *len)
 {
-    for (u64 i = 0; i < PATIENCE; i++)
-        if (has_used(d, queue)) {
-            *len = d->rings[queue].used.ring[d->seen[queue]++ % SIZE].len;
-            return 1;
-        }
-    return 0;
+    u64 polls = 0;
+    while (!has_used(d, queue))
+        if (!patience(d, &polls))
+            return 0;
+    *len = d->rings[queue].used.ring[d->seen[queue]++ % SIZE].len;
+    return 1;
 }
 
 static int send_and_take(struct device *d, u32 queue, u16 head, u32 *len)
@@ -143,11 +156,6 @@ static int send_and_take(struct device *d, u32 queue, u16 head, u32 *len)
     offer(d, queue, head);
     notify(d, queue);
     return take(d, queue, len);
-}
-
-static int needs_reset(struct device *d)
-{
-    return REGISTER(d->base, STATUS) & NEEDS_RESET;
 }
 
 static int is_read_only(struct device *d)

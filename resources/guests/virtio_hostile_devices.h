@@ -169,7 +169,8 @@ static void packets(struct device *d)
     wrong = 0;
     vsock_packet(d, VSOCK_REQUEST);
     u32 sent = 0, taken = 0, answers = 0;
-    for (u64 i = 0; i < PATIENCE && answers < all; i++) {
+    u64 polls = 0;
+    while (answers < all && patience(d, &polls)) {
         while (has_used(d, TX)) {
             d->seen[TX]++;
             taken++;
@@ -274,10 +275,11 @@ static int start_racer(void)
     to_others(ICR_INIT_OTHERS);
     to_others(ICR_SIPI_OTHERS | TRAMPOLINE >> 12);
     to_others(ICR_SIPI_OTHERS | TRAMPOLINE >> 12);
-    for (u64 i = 0; i < PATIENCE; i++)
-        if (LOW(RACE_ALIVE))
-            return 1;
-    return 0;
+    u64 polls = 0;
+    while (!LOW(RACE_ALIVE))
+        if (!patience(&devices[0], &polls))
+            return 0;
+    return 1;
 }
 
 static void race_between(const void *one, const void *other)
@@ -346,7 +348,7 @@ static void race_descriptor(struct device *d)
         notify(d, queue);
         u64 polls = 0;
         while (!has_used(d, queue) && !needs_reset(d))
-            if (++polls == PATIENCE) {
+            if (++polls == PATIENCE / 64) {
                 wrong = "it is neither served nor refused";
                 break;
             }

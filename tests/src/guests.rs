@@ -14,6 +14,8 @@ macro_rules! guests {
 guests! {
     /// Walks the ACPI tables, prints their signatures, checks their sums, and prints `PASS`.
     ACPI_WALK = "acpi_walk";
+    /// Starts another vCPU, which crashes: `tN` by a triple fault, `iN` by an `int3`; N is its APIC ID.
+    AP_CRASH = "ap_crash";
     /// Prints `cmdline: …`, `modules: N`, and `initrd at A size N sum N` (the sum of all bytes).
     CMDLINE_ECHO = "cmdline_echo";
     /// Sets marks 1, 2, 3 on the debug port, the first with its first instructions, and powers off.
