@@ -86,6 +86,8 @@ fn main() -> ExitCode {
         virtio:
             disks_are_read_and_written
             linux_6_12_reads_and_writes_disks
+            every_engine_and_format_keeps_what_is_written
+            a_disk_grows_while_it_is_in_use
             the_entropy_device_feeds_hwrng;
         vsock:
             the_host_talks_to_the_guest
