@@ -60,7 +60,6 @@ const MODULES: &[&str] = &[
 const MODULES_6_12: &[&str] = &[
     "virtio_mmio",
     "virtio_blk",
-    "virtio_console",
     "virtio-rng",
     "failover",
     "net_failover",
