@@ -497,9 +497,9 @@ __attribute__((used)) void guest(u8 *zero_page)
         fail("there is no device");
     for (u32 i = 0; i < device_count; i++) {
         struct device *d = &devices[i];
-        /* The queues that the device looks at: not the socket device's events. */
-        u32 queues = d->queues < 2 ? d->queues : 2;
-        for (u32 queue = 0; queue < queues; queue++) {
+        for (u32 queue = 0; queue < d->queues; queue++) {
+            if (!(d->kind->busy_queues & 1 << queue))
+                continue;
             chains(d, queue);
             available_rings(d, queue);
             empty_and_twice(d, queue);

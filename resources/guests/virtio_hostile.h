@@ -29,6 +29,8 @@ struct kind {
     u32 id;
     const char *name;
     u32 queues;
+    /* Those of which the device takes chains at once, whatever the host does: a bit for each. */
+    u32 busy_queues;
     u64 features;
     /* Has the device do its work; whether it did. */
     int (*prove)(struct device *);
@@ -217,6 +219,14 @@ static int prove_net(struct device *d)
     return send_and_take(d, TX, 0, &len) && len == 0;
 }
 
+static int prove_console(struct device *d)
+{
+    u32 len;
+    d->out[0] = '.';
+    put(d, TX, 0, (u64)d->out, 1, 0, 0);
+    return send_and_take(d, TX, 0, &len) && len == 0;
+}
+
 static volatile struct vsock_header *vsock_packet(struct device *d, u16 op)
 {
     volatile struct vsock_header *header = (volatile void *)d->out;
@@ -264,10 +274,11 @@ static int prove_vsock(struct device *d)
 }
 
 static const struct kind kinds[] = {
-    { ID_NET, "net", 2, NET_MRG_RXBUF, prove_net },
-    { ID_BLOCK, "block", 1, 1 << 9 /* FLUSH */, prove_block },
-    { ID_RNG, "rng", 1, 0, prove_rng },
-    { ID_VSOCK, "vsock", 3, 0, prove_vsock },
+    { ID_NET, "net", 2, 1 << RX | 1 << TX, NET_MRG_RXBUF, prove_net },
+    { ID_BLOCK, "block", 1, 1, 1 << 9 /* FLUSH */, prove_block },
+    { ID_RNG, "rng", 1, 1, 0, prove_rng },
+    { ID_CONSOLE, "console", 2, 1 << TX, 0, prove_console },
+    { ID_VSOCK, "vsock", 3, 1 << RX | 1 << TX, 0, prove_vsock },
 };
 
 static int features_agreed(struct device *d)

@@ -210,11 +210,24 @@ static void entropy(struct device *d)
     conclude(18, d, -1, "all-of-memory", wrong);
 }
 
+/* 18: a megabyte at once, more than the host keeps. */
+static void output(struct device *d)
+{
+    const u64 at = 0x1000000, size = 1 << 20;
+    u32 len;
+    fill((volatile u8 *)at, '#', size);
+    put(d, TX, 0, at, size, 0, 0);
+    const char *wrong = send_and_take(d, TX, 0, &len) && len == 0 ? 0 : "it is not given back";
+    conclude(18, d, -1, "a-megabyte-of-output", wrong);
+}
+
 static void of_its_kind(struct device *d)
 {
     switch (d->kind->id) {
     case ID_BLOCK:
         return requests(d);
+    case ID_CONSOLE:
+        return output(d);
     case ID_NET:
         return frames(d);
     case ID_RNG:
@@ -342,7 +355,7 @@ static void race_descriptor(struct device *d)
     u32 served = 0, refused = 0;
     race_between(&good, &bad);
     for (u32 i = 0; i < RACES && !wrong; i++) {
-        u32 queue = d->kind->id == ID_NET || d->kind->id == ID_VSOCK ? TX : 0;
+        u32 queue = d->queues > 1 ? TX : 0;
         put(d, queue, 0, TRAMPOLINE + RACE_AT, 16, F_INDIRECT, 0);
         offer(d, queue, 0);
         notify(d, queue);

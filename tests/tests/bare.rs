@@ -119,7 +119,7 @@ fn main() -> ExitCode {
             messages_go_to_their_file_with_their_times
             files_that_cannot_be_written_are_told_before_the_start;
         hostile:
-            disks_entropy_and_sockets_survive_a_hostile_driver
+            disks_entropy_console_and_sockets_survive_a_hostile_driver
             a_network_survives_a_hostile_driver;
         virtio:
             a_disk_is_read_and_written

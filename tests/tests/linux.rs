@@ -76,7 +76,7 @@ fn main() -> ExitCode {
             a_deadline_gives_124
             the_timeline_marks_init;
         hostile:
-            disks_entropy_and_sockets_survive_a_hostile_driver
+            disks_entropy_console_and_sockets_survive_a_hostile_driver
             a_network_survives_a_hostile_driver;
         net:
             a_guest_talks_to_its_host

@@ -36,13 +36,14 @@ const CASES_OF_A_QUEUE: &[(u32, usize)] = &[
 const CASES_OF_A_DEVICE: &[(u32, usize)] = &[(8, 1), (9, 2), (12, 1)];
 
 /// A device in the guest's words, its queues, and how many cases there are of the numbers that are not the same for all.
-type Device = (&'static str, usize, &'static [(u32, usize)]);
+type Device = (&'static str, &'static [usize], &'static [(u32, usize)]);
 
-const DISK: Device = ("block", 1, &[(10, 2), (15, 19)]);
-const READ_ONLY_DISK: Device = ("block-1", 1, &[(10, 2), (15, 20)]);
-const NET: Device = ("net", 2, &[(10, 2), (16, 13)]);
-const RNG: Device = ("rng", 1, &[(10, 1), (18, 1)]);
-const VSOCK: Device = ("vsock", 2, &[(10, 2), (17, 4)]);
+const DISK: Device = ("block", &[0], &[(10, 2), (15, 19)]);
+const READ_ONLY_DISK: Device = ("block-1", &[0], &[(10, 2), (15, 20)]);
+const NET: Device = ("net", &[0, 1], &[(10, 2), (16, 13)]);
+const RNG: Device = ("rng", &[0], &[(10, 1), (18, 1)]);
+const CONSOLE: Device = ("console", &[1], &[(10, 1), (18, 1)]);
+const VSOCK: Device = ("vsock", &[0, 1], &[(10, 2), (17, 4)]);
 
 fn guest() -> Command {
     let mut command = run(["--memory", "64M", "--cpus", "2", "--timeout", "500s"]);
@@ -70,7 +71,7 @@ fn check(end: End, devices: &[Device]) {
             let found = seen.remove(&((*name).into(), *number));
             assert_eq!(found, Some(*count), "case {number} of {name}");
         }
-        for queue in 0..*queues {
+        for queue in *queues {
             let name = format!("{name}.{queue}");
             for (number, count) in CASES_OF_A_QUEUE {
                 let found = seen.remove(&(name.clone(), *number));
@@ -93,7 +94,7 @@ fn disk(path: &Path) -> Vec<u8> {
     content
 }
 
-pub(crate) fn disks_entropy_and_sockets_survive_a_hostile_driver() {
+pub(crate) fn disks_entropy_console_and_sockets_survive_a_hostile_driver() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (folder.path().join("first"), folder.path().join("second"));
     let content = disk(&first);
@@ -108,7 +109,13 @@ pub(crate) fn disks_entropy_and_sockets_survive_a_hostile_driver() {
     command
         .arg("--vsock")
         .arg(format!("cid=3,socket={}", socket.display()));
-    check(finish(command), &[DISK, READ_ONLY_DISK, RNG, VSOCK]);
+    let console = folder.path().join("console");
+    command.arg("--console");
+    command.arg(format!("file:{}", console.display()));
+    check(
+        finish(command),
+        &[DISK, READ_ONLY_DISK, RNG, CONSOLE, VSOCK],
+    );
     // Of what a guest must not write, nothing is written.
     assert!(fs::read(&second).unwrap() == content, "the read-only disk");
     let now = fs::read(&first).unwrap();
