@@ -1,7 +1,7 @@
 //! What a hostile guest sends: it is answered with RST or not at all, and the device goes on.
 
-use std::io::Read;
-use std::os::unix::net::UnixListener;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -216,4 +216,122 @@ fn bytes_go_to_the_host_and_a_packet_that_lies_ends_its_connection_only() {
     };
     guest.send(again, &[]);
     assert_eq!(guest.answers()[0].op, op::RESPONSE);
+}
+
+/// A connection to a listener of the host's, whose end is returned.
+fn connected(guest: &mut Guest, listener: &UnixListener, request: Header) -> UnixStream {
+    guest.send(request, &[]);
+    assert_eq!(guest.answers()[0].op, op::RESPONSE);
+    listener.accept().unwrap().0
+}
+
+#[test]
+fn a_guest_that_sends_beyond_its_credit_loses_its_connection_only() {
+    let mut guest = Guest::new();
+    let listener = UnixListener::bind(guest.folder.path().join("v_7")).unwrap();
+    let request = guest.request(7);
+    // Its program reads nothing.
+    let mut stalled = connected(&mut guest, &listener, request);
+    let piece = vec![1; 64 << 10];
+    let data = Header {
+        op: op::RW,
+        len: piece.len() as u32,
+        ..request
+    };
+    let mut packets = 0;
+    loop {
+        guest.send(data, &piece);
+        if guest.answers().iter().any(|header| header.op == op::RST) {
+            break;
+        }
+        packets += 1;
+        assert!(packets < 100, "all of it is kept");
+    }
+    assert!(packets * piece.len() >= BUF_ALLOC as usize, "{packets}");
+    // What had been taken by then is the program's, and nothing else.
+    let mut taken = Vec::new();
+    stalled.read_to_end(&mut taken).unwrap();
+    assert!(taken.len() <= packets * piece.len());
+    let other = Header {
+        src_port: 1001,
+        ..request
+    };
+    connected(&mut guest, &listener, other);
+}
+
+#[test]
+fn a_guest_gets_no_more_than_it_has_space_for() {
+    let mut guest = Guest::new();
+    let listener = UnixListener::bind(guest.folder.path().join("v_7")).unwrap();
+    let request = Header {
+        buf_alloc: 100,
+        ..guest.request(7)
+    };
+    let mut stream = connected(&mut guest, &listener, request);
+    stream.write_all(&[7; 1000]).unwrap();
+    let update = |buf_alloc, fwd_cnt| Header {
+        op: op::CREDIT_UPDATE,
+        buf_alloc,
+        fwd_cnt,
+        ..request
+    };
+    let received = |guest: &mut Guest| -> u32 {
+        guest.driver.host.run_events();
+        guest.driver.host.run(1000);
+        let answers = guest.answers();
+        answers.iter().map(|header| header.len).sum()
+    };
+    assert_eq!(received(&mut guest), 100);
+    assert_eq!(received(&mut guest), 0, "there is no space");
+    guest.send(update(100, 60), &[]);
+    assert_eq!(received(&mut guest), 60);
+    // It takes back space that is in use, and says that it has freed more than it got.
+    guest.send(update(10, 60), &[]);
+    assert_eq!(received(&mut guest), 0);
+    guest.send(update(100, 100_000), &[]);
+    assert_eq!(received(&mut guest), 0);
+    guest.send(update(u32::MAX, 160), &[]);
+    assert_eq!(received(&mut guest), 840);
+}
+
+#[test]
+fn connections_are_bounded() {
+    const ENOUGH: u64 = 2 * muxer::MAX_CONNECTIONS as u64 + 200;
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both pointers are to a live structure.
+    let raised = unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
+        limit.rlim_cur = limit.rlim_max.min(ENOUGH.max(limit.rlim_cur));
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur >= ENOUGH
+    };
+    if !raised {
+        let name = concat!(module_path!(), "::connections_are_bounded");
+        let name = name.trim_start_matches("ampoule_devices::");
+        let line = format!("skipped {name}: there may be {} files\n", limit.rlim_max);
+        return std::io::stdout().write_all(line.as_bytes()).unwrap();
+    }
+    let mut guest = Guest::new();
+    let listener = UnixListener::bind(guest.folder.path().join("v_7")).unwrap();
+    let request = |guest: &Guest, src_port| Header {
+        src_port,
+        ..guest.request(7)
+    };
+    let mut streams = Vec::new();
+    for port in 0..muxer::MAX_CONNECTIONS as u32 {
+        let request = request(&guest, port);
+        streams.push(connected(&mut guest, &listener, request));
+    }
+    let one_more = request(&guest, u32::MAX);
+    guest.send(one_more, &[]);
+    guest.assert_reset(one_more);
+    // Where one has ended there is room again.
+    let first = Header {
+        op: op::RST,
+        ..request(&guest, 0)
+    };
+    guest.send(first, &[]);
+    connected(&mut guest, &listener, one_more);
 }
