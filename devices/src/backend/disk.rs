@@ -708,7 +708,7 @@ mod tests {
         header[104..115].copy_from_slice(b"/etc/passwd");
         fs::write(&path, [0; 1024]).unwrap();
         let disk = RawDisk::open(&options(&path)).unwrap();
-        disk.write_at(&[VolatileSlice::from(&mut header.clone()[..])], 0)
+        disk.write_at(&[VolatileSlice::from(&mut { header }[..])], 0)
             .unwrap();
         drop(disk);
         let disk = RawDisk::open(&options(&path)).unwrap();
