@@ -1,6 +1,7 @@
 /*
  * Drives the first virtio device, a disk, by polled rings: `op=r|w size=BYTES depth=N batches=N` on the command line asks for
- * that many half-rings of requests, each of which goes to its own place on the disk. Prints `begin`, then `end`, then `PASS`, or
+ * that many half-rings of requests, each of which goes to its own place on the disk; `whole=1` for whole rings, one after the
+ * other, for a device that does not answer in order. Prints `begin`, then `end`, then `PASS`, or
  * `FAIL` and why, and powers off. What it writes are bytes 0x5a.
  *
  * `op=n first=N slots=N` writes numbered blocks of 4096 bytes for ever, each to its place (its number modulo the slots), all
@@ -105,16 +106,17 @@ __attribute__((used)) void guest(u8 *zero_page)
             *(u64 *)(DATA + i) = 0x5a5a5a5a5a5a5a5a;
 
     /* Two halves take turns, so that the device always has one; a ring of one has one. */
-    u16 half = depth > 1 ? depth / 2 : 1, done = 0;
+    int halves = depth > 1 && !option(line, "whole=");
+    u16 half = halves ? depth / 2 : depth, done = 0;
     print("begin\n");
     submit(half);
     for (u64 i = 1; i < batches; i++) {
-        if (depth > 1)
+        if (halves)
             submit(half);
         done += half;
         while ((u16)(used.idx - done) >= 0x8000)
             ;
-        if (depth == 1)
+        if (!halves)
             submit(half);
     }
     done += half;

@@ -82,6 +82,7 @@ fn main() -> ExitCode {
             typed_ahead_is_not_lost
             a_pipe_has_no_escape
             a_terminal_that_is_not_the_console_stays_as_it_is
+            another_size_leaves_the_guest_alone
             the_timeline_table_follows_the_console;
         platform:
             the_pvh_entry_is_as_specified

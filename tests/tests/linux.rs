@@ -4,6 +4,8 @@
 
 #[path = "linux/boot.rs"]
 mod boot;
+#[path = "linux/console.rs"]
+mod console;
 #[path = "bare/driver.rs"]
 #[allow(dead_code, reason = "terminals are tested with bare guests")]
 mod driver;
@@ -54,6 +56,14 @@ fn main() -> ExitCode {
             five_gib
             shared_memory
             the_platform_is_found;
+        console:
+            linux_6_1_has_a_shell_on_it_that_knows_its_size
+            linux_6_12_has_a_shell_on_it_that_knows_its_size
+            the_first_size_is_known
+            linux_6_1_moves_megabytes_both_ways
+            linux_6_12_moves_megabytes_both_ways
+            a_client_that_goes_leaves_the_guest_running
+            a_panic_is_seen_on_it;
         ends:
             a_shell_is_typed_to_and_powers_off
             a_reboot_ends_the_run
@@ -76,6 +86,8 @@ fn main() -> ExitCode {
         virtio:
             disks_are_read_and_written
             linux_6_12_reads_and_writes_disks
+            every_engine_and_format_keeps_what_is_written
+            a_disk_grows_while_it_is_in_use
             the_entropy_device_feeds_hwrng;
         vsock:
             the_host_talks_to_the_guest

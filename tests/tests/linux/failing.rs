@@ -16,6 +16,7 @@ const SECTORS: u64 = 32 * MIB / 512;
 const FAILING: &[(&str, &str)] = &[
     ("bad-sync", "queues=2"),
     ("bad-through", "cache=writethrough"),
+    ("bad-ring", "engine=io_uring"),
 ];
 
 /// A guest with disks that are to fail, in this order, and a last one that is not.
