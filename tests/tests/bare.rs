@@ -49,7 +49,8 @@ fn main() -> ExitCode {
             a_guest_that_ignores_the_power_button_is_stopped_after_its_grace
             a_second_signal_does_not_wait_for_the_grace
             no_grace_is_no_wait
-            a_killed_vmm_leaves_no_trouble_behind;
+            a_killed_vmm_leaves_no_trouble_behind
+            a_killed_vmm_leaves_disks_and_sockets_free;
         serial:
             a_megabyte_pasted_through_a_pipe_comes_back
             a_megabyte_pasted_into_a_terminal_comes_back
@@ -111,7 +112,8 @@ fn main() -> ExitCode {
             a_file_says_what_flags_say
             the_printed_configuration_means_the_same
             huge_pages_that_the_host_has_not_are_a_clear_error
-            exhausted_limits_are_clean_errors;
+            exhausted_limits_are_clean_errors
+            exhausted_limits_are_clean_errors_with_devices;
         insight:
             what_a_disk_did_is_counted
             counts_are_written_when_asked_for_and_go_on_over_a_restart

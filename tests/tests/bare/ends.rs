@@ -1,5 +1,7 @@
 //! Every way in which a VM can come to its end, and the exit code that it gives.
 
+use std::fs;
+
 use ampoule_tests::guests;
 
 use crate::driver::{Vm, finish, run_guest};
@@ -202,4 +204,30 @@ pub(crate) fn a_killed_vmm_leaves_no_trouble_behind() {
     crate::serial::read_until(&mut client, "ready\n");
     crate::serial::send(&mut client, b"p");
     vm.end().expect_code(0);
+}
+
+/// Its disk, its socket and its console are the next one's, whatever became of it.
+pub(crate) fn a_killed_vmm_leaves_disks_and_sockets_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    fs::write(path("disk"), [0; 4096]).unwrap();
+    let start = || {
+        let mut command = run_guest(guests::KEYS);
+        command.args(["--disk", &format!("path={}", path("disk"))]);
+        command.args(["--vsock", &format!("cid=3,socket={}", path("v"))]);
+        command.args(["--console", &format!("socket:{}", path("console"))]);
+        Vm::piped(command)
+    };
+    for _ in 0..3 {
+        let mut killed = start();
+        killed.expect("ready\n");
+        killed.signal(libc::SIGKILL);
+        killed.end().expect_signal(libc::SIGKILL);
+        assert!(fs::exists(path("v")).unwrap(), "nothing is left to replace");
+    }
+    let mut vm = start();
+    vm.expect("ready\n");
+    vm.send("p");
+    vm.end().expect_code(0).expect_silence();
+    assert!(!fs::exists(path("v")).unwrap());
 }
