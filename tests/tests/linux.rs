@@ -4,6 +4,8 @@
 
 #[path = "linux/boot.rs"]
 mod boot;
+#[path = "linux/console.rs"]
+mod console;
 #[path = "bare/driver.rs"]
 #[allow(dead_code, reason = "terminals are tested with bare guests")]
 mod driver;
@@ -17,6 +19,8 @@ mod failing;
 mod guest;
 #[path = "linux/host.rs"]
 mod host;
+#[path = "bare/hostile.rs"]
+mod hostile;
 #[path = "linux/net.rs"]
 mod net;
 #[path = "linux/net_load.rs"]
@@ -52,6 +56,14 @@ fn main() -> ExitCode {
             five_gib
             shared_memory
             the_platform_is_found;
+        console:
+            linux_6_1_has_a_shell_on_it_that_knows_its_size
+            linux_6_12_has_a_shell_on_it_that_knows_its_size
+            the_first_size_is_known
+            linux_6_1_moves_megabytes_both_ways
+            linux_6_12_moves_megabytes_both_ways
+            a_client_that_goes_leaves_the_guest_running
+            a_panic_is_seen_on_it;
         ends:
             a_shell_is_typed_to_and_powers_off
             a_reboot_ends_the_run
@@ -63,6 +75,9 @@ fn main() -> ExitCode {
             sigterm_presses_the_power_button
             a_deadline_gives_124
             the_timeline_marks_init;
+        hostile:
+            disks_entropy_console_and_sockets_survive_a_hostile_driver
+            a_network_survives_a_hostile_driver;
         net:
             a_guest_talks_to_its_host
             a_tap_that_goes_leaves_the_guest_running

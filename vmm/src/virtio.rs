@@ -14,7 +14,7 @@ use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
 use ampoule_devices::virtio::console::{Console, ConsoleLink};
 use ampoule_devices::virtio::net::{self, Net};
-use ampoule_devices::virtio::rng::Rng;
+use ampoule_devices::virtio::rng::{self, Rng};
 use ampoule_devices::virtio::vsock::Vsock;
 
 use crate::config::{
@@ -71,7 +71,8 @@ pub(crate) fn devices(
         devices.push(("console".into(), Box::new(Console::new(link.clone()))));
     }
     if config.rng {
-        devices.push(("rng".into(), Box::new(Rng::new())));
+        let rng = Rng::limited(rng::limit()).map_err(Error::host("entropy device"))?;
+        devices.push(("rng".into(), Box::new(rng)));
     }
     if let Some(vsock) = &config.vsock {
         let device = Vsock::open(vsock.cid, &vsock.socket)?;
