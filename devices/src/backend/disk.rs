@@ -779,28 +779,6 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_raw_whatever_its_guest_writes_to_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
-        let mut header = [0; 512];
-        // A qcow2 header that names a backing file.
-        header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-        header[8..20].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 104, 0, 0, 0, 11]);
-        header[104..115].copy_from_slice(b"/etc/passwd");
-        fs::write(&path, [0; 1024]).unwrap();
-        let disk = RawDisk::open(&options(&path)).unwrap();
-        disk.write_at(&[VolatileSlice::from(&mut { header }[..])], 0)
-            .unwrap();
-        drop(disk);
-        let disk = RawDisk::open(&options(&path)).unwrap();
-        assert_eq!(disk.size(), 1024);
-        let mut back = [0; 512];
-        disk.read_at(&[VolatileSlice::from(&mut back[..])], 0)
-            .unwrap();
-        assert!(back == header);
-    }
-
-    #[test]
     fn data_goes_there_and_back_in_pieces() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
