@@ -136,10 +136,10 @@ pub(crate) fn a_client_that_goes_leaves_the_guest_running() {
 
 /// The panic is seen where it is printed, though the serial port has none of it.
 pub(crate) fn a_panic_is_seen_on_it() {
-    let mut command = linux_with("6.1", "vmlinux", "");
-    command.args(["--console", "null", "--cmdline", "console=hvc0 panic=-1"]);
-    let (mut vm, _) = boot(command);
-    ask(&mut vm, LOAD_VIRTIO);
+    let mut command = linux_with("6.1", "vmlinux", "panic=-1 shell=hvc0");
+    command.args(["--console", "stdio", "--cmdline", "console=hvc0"]);
+    let mut vm = Vm::on_terminal(command);
+    wait_ready(&mut vm);
     vm.send("echo c > /proc/sysrq-trigger\n");
     vm.end().expect_code(134).expect_error("sysrq triggered");
 }

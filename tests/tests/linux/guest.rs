@@ -57,7 +57,14 @@ const MODULES: &[&str] = &[
 ];
 
 /// Those of 6.12, in /lib/6.12; the rest of virtio is built in.
-const MODULES_6_12: &[&str] = &["virtio_mmio", "virtio_blk", "virtio-rng"];
+const MODULES_6_12: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio-rng",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
+];
 
 /// A shell command that loads the modules of virtio.
 pub(crate) const LOAD_VIRTIO: &str = "d=/lib; case $(uname -r) in 6.12*) d=/lib/6.12;; esac; for m in virtio_ring virtio virtio_mmio virtio_blk virtio_console virtio-rng \
