@@ -16,6 +16,8 @@ guests! {
     ACPI_WALK = "acpi_walk";
     /// Prints `cmdline: …`, `modules: N`, and `initrd at A size N sum N` (the sum of all bytes).
     CMDLINE_ECHO = "cmdline_echo";
+    /// Says `ready`, then counts for ever: in ESI, and an instruction later at [`COUNT`].
+    COUNTER = "counter";
     /// Sets marks 1, 2, 3 on the debug port, the first with its first instructions, and powers off.
     DEBUG_MARKS = "debug_marks";
     /// Compares the state at entry with the PVH boot protocol and prints `PASS`.
@@ -62,6 +64,9 @@ guests! {
     /// `op=r|w size=N depth=N batches=N`: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`.
     VIRTIO_BLOCK = "virtio_block";
 }
+
+/// Where [`COUNTER`] counts: guest physical address of a 32-bit number.
+pub const COUNT: u64 = 2 << 20;
 
 /// The floor of a start: a C program that makes a VM, a vCPU and 128 MiB of memory, and runs one instruction.
 pub const FLOOR: &str = concat!(env!("GUESTS_DIR"), "/floor");
