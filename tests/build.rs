@@ -55,10 +55,12 @@ fn main() {
             .arg(sources.join("guest.ld"));
         });
     }
-    let helper = sources.join("linux/vsock_echo.c");
-    compile(&helper, &out.join("vsock_echo"), |cc| {
-        cc.args(["-O2", "-static", "-Wall", "-Werror"]);
-    });
+    for name in ["numbered", "vsock_echo"] {
+        let helper = sources.join(format!("linux/{name}.c"));
+        compile(&helper, &out.join(name), |cc| {
+            cc.args(["-O2", "-static", "-s", "-Wall", "-Werror"]);
+        });
+    }
     compile(&floor, &out.join("floor"), |cc| {
         cc.args(["-O2", "-Wall", "-Werror"]);
     });

@@ -6,6 +6,15 @@ use std::str::FromStr;
 /// Goes through the keys of `text`, none of which may be there twice.
 pub(crate) fn each(
     text: &str,
+    take: impl FnMut(&str, Option<&str>) -> Result<(), String>,
+) -> Result<(), String> {
+    each_but(text, &[], take)
+}
+
+/// Goes through the keys of `text`, none of which may be there twice but for those in `several`.
+pub(crate) fn each_but(
+    text: &str,
+    several: &[&str],
     mut take: impl FnMut(&str, Option<&str>) -> Result<(), String>,
 ) -> Result<(), String> {
     let mut seen: Vec<String> = Vec::new();
@@ -14,7 +23,7 @@ pub(crate) fn each(
             Some((key, value)) => (key, Some(value)),
             None => (part.as_str(), None),
         };
-        if seen.iter().any(|known| known == key) {
+        if seen.iter().any(|known| known == key) && !several.contains(&key) {
             return Err(format!("{key} is there twice"));
         }
         seen.push(key.to_owned());

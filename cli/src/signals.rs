@@ -1,7 +1,8 @@
 //! Signals that ask the process to end, or to give the terminal away for a while.
 //!
 //! They arrive through a signalfd on the VM's control thread, so that no handler runs and no thread is interrupted.
-//! SIGUSR1 writes the metrics, where there is a place for them.
+//! SIGUSR1 writes the metrics, where there is a place for them; SIGUSR2 looks at the sizes of the disks' images again; SIGWINCH tells
+//! a virtio console on the terminal of its size.
 //! SIGTERM, SIGINT and SIGHUP press the guest's power button; the second of them, whichever it is, stops the VM at once.
 //! Reference: signalfd(2).
 
@@ -17,7 +18,7 @@ use ampoule_vmm::{ControlSource, VmHandle};
 use libc::{c_int, signalfd_siginfo, sigset_t};
 
 use crate::metrics::MetricsSink;
-use crate::terminal;
+use crate::{report, terminal};
 
 /// Signals that ask for an end.
 const ENDING: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -52,11 +53,20 @@ impl FirstSignal {
     }
 }
 
+/// What some VMs have a use for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    /// There are disks, whose images may grow: SIGUSR2.
+    pub(crate) disks: bool,
+    /// A virtio console is on the terminal, whose size may change: SIGWINCH.
+    pub(crate) terminal_size: bool,
+}
+
 /// The set of signals to take over, until [`SignalSet::block`] still with their default actions.
 pub(crate) struct SignalSet(sigset_t);
 
 impl SignalSet {
-    fn new(more: Option<c_int>) -> Self {
+    fn new(more: impl IntoIterator<Item = c_int>) -> Self {
         let mut set = MaybeUninit::uninit();
         // SAFETY: the pointer is valid; sigemptyset fills the set and cannot fail.
         let mut set = unsafe {
@@ -100,8 +110,14 @@ impl Signals {
     pub(crate) fn new(
         grace: Duration,
         metrics: Option<Arc<MetricsSink>>,
+        wanted: Wanted,
     ) -> io::Result<(Self, SignalSet, FirstSignal)> {
-        let set = SignalSet::new(metrics.as_ref().map(|_| libc::SIGUSR1));
+        let more = [
+            metrics.as_ref().map(|_| libc::SIGUSR1),
+            wanted.disks.then_some(libc::SIGUSR2),
+            wanted.terminal_size.then_some(libc::SIGWINCH),
+        ];
+        let set = SignalSet::new(more.into_iter().flatten());
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         // SAFETY: the set is initialised; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set.0, flags) };
@@ -144,6 +160,15 @@ impl Signals {
     }
 }
 
+/// What becomes of each disk is in the log.
+fn resize_disks(vm: &VmHandle) {
+    for id in vm.disk_ids() {
+        if let Err(err) = vm.resize_disk(&id) {
+            log::warn!("{}", report::chain(&err));
+        }
+    }
+}
+
 impl ControlSource for Signals {
     fn fd(&self) -> RawFd {
         self.fd.as_raw_fd()
@@ -166,11 +191,19 @@ impl ControlSource for Signals {
                         terminal::enter_again();
                     }
                 }
+                libc::SIGWINCH => {
+                    if let Some((cols, rows)) = terminal::size()
+                        && let Err(err) = vm.resize_console(cols, rows)
+                    {
+                        log::warn!("the guest was not told of the terminal's size: {err}");
+                    }
+                }
                 libc::SIGUSR1 => {
                     if let Some(metrics) = &self.metrics {
                         metrics.write_running(&vm.metrics());
                     }
                 }
+                libc::SIGUSR2 => resize_disks(vm),
                 signal => self.end(signal, vm),
             }
         }
@@ -192,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_blocked_signal_is_read_from_the_descriptor() {
-        let (mut signals, set, _) = Signals::new(Duration::ZERO, None).unwrap();
+        let (mut signals, set, _) = Signals::new(Duration::ZERO, None, Wanted::default()).unwrap();
         set.block().unwrap();
         assert_eq!(signals.next(), None);
         // SAFETY: the calls take no pointer; the signal is blocked on this thread, to which it is sent.

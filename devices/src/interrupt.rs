@@ -15,6 +15,11 @@ pub trait InterruptLine: Send + Sync {
     /// # Errors
     /// The host's, where it could not pass the interrupt on.
     fn trigger(&self) -> io::Result<()>;
+
+    /// The event that the host's kernel may ring instead; none where there is none.
+    fn irqfd(&self) -> Option<&EventFd> {
+        None
+    }
 }
 
 /// A line that rings an event, which is registered as an irqfd.
@@ -43,6 +48,10 @@ impl InterruptLine for EventLine {
             result => result,
         }
     }
+
+    fn irqfd(&self) -> Option<&EventFd> {
+        Some(&self.event)
+    }
 }
 
 /// A line for tests: counts its interrupts, and fails when told to.
@@ -51,6 +60,7 @@ impl InterruptLine for EventLine {
 pub struct CountingLine {
     count: std::sync::atomic::AtomicU64,
     broken: std::sync::atomic::AtomicBool,
+    event: std::sync::OnceLock<EventFd>,
 }
 
 #[cfg(any(test, feature = "testing"))]
@@ -74,6 +84,11 @@ impl InterruptLine for CountingLine {
         }
         self.count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         Ok(())
+    }
+
+    fn irqfd(&self) -> Option<&EventFd> {
+        let new = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        Some(self.event.get_or_init(new))
     }
 }
 

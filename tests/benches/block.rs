@@ -1,9 +1,11 @@
 //! What a disk is worth: a bare guest that polls its rings, beside one thread's plain loop of pread(2) or pwrite(2) over the same
 //! places of the same file, in turns.
 //!
-//! `cargo bench -p ampoule-tests --bench block [-- --runs N] [--folder DIR]`: a table, then one line of JSON. The file is made in
-//! /dev/shm unless `--folder` says otherwise; `AMPOULE_BIN` names another binary than this tree's release build. Nothing fails on a
-//! missed target: figures are for people to judge.
+//! `cargo bench -p ampoule-tests --bench block [-- OPTIONS]`: a table, then one line of JSON. The file is made in /dev/shm unless
+//! `--folder DIR` says otherwise; `AMPOULE_BIN` names another binary than this tree's release build. Nothing fails on a missed target:
+//! figures are for people to judge. Options: `--runs N`; `--divide N` makes runs shorter, for slow disks; `--engine sync|io_uring`;
+//! `--disk KEYS`, more of them (`direct`, …); `--whole` has the guest wait for a whole ring before it asks again, as it must where
+//! answers come in any order; `--strace` counts system calls per request instead.
 
 #![allow(clippy::print_stdout, reason = "the figures are this program's output")]
 
@@ -88,23 +90,45 @@ fn main() -> Result<()> {
     let disk = folder.path().join("disk.img");
     let ampoule = release::binary()?;
     fill(&disk)?;
+    let mut keys = format!("path={}", disk.display());
+    for (flag, key) in [("--engine", "engine="), ("--disk", "")] {
+        if let Some(value) = value(flag) {
+            keys.push_str(&format!(",{key}{value}"));
+        }
+    }
+    let divisor: usize = value("--divide").map_or(Ok(1), |by| by.parse())?;
+    ensure!(divisor > 0, "--divide must be 1 or more");
+    let loads = LOADS.map(|load| Load {
+        requests: load.requests / divisor,
+        ..load
+    });
+    let count_calls = arguments.iter().any(|argument| argument == "--strace");
 
     println!(
-        "{}, {runs} runs of each, in turns, on {}",
-        ampoule.display(),
-        disk.display()
+        "{}, {runs} runs of each, in turns, --disk {keys}",
+        ampoule.display()
     );
     println!(
         "{:26} {:>12} {:>12} {:>7}   target",
         "", "guest, 1/s", "loop, 1/s", "ratio"
     );
     let mut rows = Vec::new();
-    for load in &LOADS {
+    if count_calls {
+        for load in &loads {
+            println!(
+                "{:26} {:.3} system calls a request",
+                load.name,
+                system_calls(load, &ampoule, &keys)?
+            );
+        }
+        return Ok(());
+    }
+    for load in &loads {
         let mut guest_rates = Vec::new();
         let mut loop_rates = Vec::new();
         for _ in 0..runs {
             loop_rates.push(plain_loop(load, &disk)?);
-            guest_rates.push(guest(load, &ampoule, &disk)?);
+            guest_rates.push(guest(load, Command::new(&ampoule), &keys)?);
         }
         let (guest, plain) = (median(guest_rates), median(loop_rates));
         let ratio = guest / plain;
@@ -152,10 +176,31 @@ fn plain_loop(load: &Load, disk: &PathBuf) -> Result<f64> {
     Ok(load.requests as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Requests per second of a guest, from its `begin` to its `end`.
-fn guest(load: &Load, ampoule: &Path, disk: &Path) -> Result<f64> {
-    let half = (load.depth / 2).max(1);
-    let mut child = Command::new(ampoule)
+/// System calls of the whole VMM, its start included, for one request of a guest.
+fn system_calls(load: &Load, ampoule: &Path, keys: &str) -> Result<f64> {
+    let folder = tempfile::tempdir()?;
+    let summary = folder.path().join("calls");
+    let mut strace = Command::new("strace");
+    strace.args(["-c", "-f", "-o"]).arg(&summary).arg(ampoule);
+    guest(load, strace, keys)?;
+    let text = std::fs::read_to_string(&summary)?;
+    // "100.00    0.123456           1     12345        67 total"
+    let total = text
+        .lines()
+        .find(|line| line.trim_end().ends_with(" total"));
+    let calls = total.and_then(|line| line.split_whitespace().nth(3));
+    let calls: f64 = calls.context("strace printed no total")?.parse()?;
+    Ok(calls / load.requests as f64)
+}
+
+/// Requests per second of a guest, from its `begin` to its `end`. `ampoule` is the command that runs it.
+fn guest(load: &Load, mut ampoule: Command, keys: &str) -> Result<f64> {
+    let whole = env::args().any(|argument| argument == "--whole");
+    let half = match whole {
+        true => load.depth,
+        false => (load.depth / 2).max(1),
+    };
+    let mut child = ampoule
         .args([
             "run",
             "--memory",
@@ -165,20 +210,20 @@ fn guest(load: &Load, ampoule: &Path, disk: &Path) -> Result<f64> {
             "--kernel",
             guests::VIRTIO_BLOCK,
         ])
-        .arg("--disk")
-        .arg(format!("path={}", disk.display()))
+        .args(["--disk", keys])
         .arg("--cmdline")
         .arg(format!(
-            "op={} size={} depth={} batches={}",
+            "op={} size={} depth={} batches={}{}",
             if load.writes { "w" } else { "r" },
             load.size,
             load.depth,
-            load.requests / half
+            load.requests / half,
+            if whole { " whole=1" } else { "" }
         ))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .with_context(|| format!("cannot run {}", ampoule.display()))?;
+        .with_context(|| format!("cannot run {ampoule:?}"))?;
     let output = child.stdout.take().context("no output")?;
     let (mut begin, mut end, mut last) = (None, None, String::new());
     for line in BufReader::new(output).lines() {

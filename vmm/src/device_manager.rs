@@ -20,6 +20,7 @@ use ampoule_devices::legacy::rtc::Rtc;
 use ampoule_devices::legacy::serial::Serial;
 
 use ampoule_devices::virtio::DeviceMetrics;
+use ampoule_devices::virtio::block::Resizer;
 use ampoule_devices::virtio::transport::mmio::{MmioTransport, register};
 
 use crate::error::Error;
@@ -43,6 +44,8 @@ pub(crate) struct DeviceManager {
     pub(crate) power: Arc<AcpiPower>,
     /// The counters of the virtio devices.
     pub(crate) metrics: Vec<Arc<DeviceMetrics>>,
+    /// What changes disks' sizes.
+    pub(crate) resizers: Vec<Resizer>,
     /// What ACPI says of the devices.
     pub(crate) descriptions: Vec<DeviceInfo>,
 }
@@ -88,6 +91,7 @@ impl DeviceManager {
             serial: serial.clone(),
             power: power.clone(),
             metrics: Vec::new(),
+            resizers: Vec::new(),
             descriptions: Vec::new(),
         };
         let com1 = (layout::COM1_PORT, layout::COM1_LEN);

@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use ampoule_devices::backend::disk::DiskError;
 use ampoule_devices::backend::tap::TapError;
 use ampoule_devices::backend::unix_socket::SocketError;
+use ampoule_devices::backend::vhost_net::VhostNetError;
 
 use crate::config::ConfigError;
 use crate::kernel::KernelError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
+use crate::passt::PasstError;
 use crate::vcpu::VcpuError;
 
 /// Why a VM could not be built or started. Nothing of it is left when this is returned.
@@ -41,9 +43,11 @@ pub enum Error {
     /// A vCPU could not be set up.
     #[error("cannot set up a vCPU")]
     Vcpu(#[from] VcpuError),
-    /// A serial port's file or socket could not be opened.
-    #[error("cannot open the serial port's {what} \"{}\"", path.display())]
-    Serial {
+    /// A console's file or socket could not be opened.
+    #[error("cannot open the {console}'s {what} \"{}\"", path.display())]
+    Console {
+        /// "serial port" or "console".
+        console: &'static str,
         /// "file" or "socket".
         what: &'static str,
         /// Its path.
@@ -58,6 +62,12 @@ pub enum Error {
     /// A tap cannot be used.
     #[error("cannot use a network")]
     Tap(#[from] TapError),
+    /// The host's kernel does not move frames for a network interface.
+    #[error("cannot use vhost for a network")]
+    Vhost(#[from] VhostNetError),
+    /// There is no user networking.
+    #[error("cannot set up user networking")]
+    Passt(#[from] PasstError),
     /// The socket device's Unix socket cannot be listened on.
     #[error("cannot set up the socket device")]
     Vsock(#[from] SocketError),
@@ -88,8 +98,10 @@ impl Error {
             Self::Kernel(err) => err.remedy(),
             Self::Disk(err) => err.remedy(),
             Self::Tap(err) => err.remedy(),
+            Self::Vhost(err) => err.remedy(),
+            Self::Passt(err) => err.remedy(),
             Self::Vsock(err) => err.remedy(),
-            Self::Serial {
+            Self::Console {
                 source,
                 what: "socket",
                 ..
@@ -99,7 +111,7 @@ impl Error {
             ),
             Self::Vcpu(_)
             | Self::Platform { .. }
-            | Self::Serial { .. }
+            | Self::Console { .. }
             | Self::TooManyDevices { .. } => None,
             Self::Host { source, .. } => match source.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE) => {

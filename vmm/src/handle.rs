@@ -1,6 +1,7 @@
 //! What the owner of a VM holds while it runs, and the state behind it.
 
 use std::io;
+use std::iter;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -9,6 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use ampoule_devices::console::ConsoleOutput;
 use ampoule_devices::legacy::power::AcpiPower;
+use ampoule_devices::virtio::block::{Resized, Resizer};
+use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::exit::{ExitLatch, ExitReason};
 use crate::guest_watch::GuestWatch;
@@ -24,6 +27,27 @@ pub struct VmHandle {
     shared: Arc<Shared>,
 }
 
+/// Why a disk's size could not be looked at again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResizeError {
+    /// There is no such disk.
+    #[error("there is no disk \"{id}\"")]
+    NoDisk {
+        /// What was asked for.
+        id: String,
+    },
+    /// The host does not say, or could not interrupt the guest.
+    #[error("cannot resize disk \"{id}\"")]
+    Host {
+        /// The disk.
+        id: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
 /// What all threads of a VM share. Its locks are leaves, but for the lifecycle's: nobody who holds one takes another.
 pub(crate) struct Shared {
     /// The end of the present run.
@@ -34,10 +58,14 @@ pub(crate) struct Shared {
     pub(crate) watch: Arc<GuestWatch>,
     /// What is counted.
     pub(crate) metrics: Registry,
+    /// The virtio console, where there is one.
+    console: Option<Arc<ConsoleLink>>,
     /// Wakes the control thread, when it should look at its deadlines again.
     pub(crate) wake: EventFd,
     /// The present machine's power button; a restart brings another.
     power: Mutex<Option<Arc<AcpiPower>>>,
+    /// What changes the sizes of the present machine's disks.
+    resizers: Mutex<Vec<Resizer>>,
     /// When a guest that was asked to power off is stopped.
     stop_at: Mutex<Option<Instant>>,
     /// Where the VM is in its life.
@@ -59,8 +87,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub(crate) fn new(
         timeline: Arc<Timeline>,
-        consoles: Vec<(&'static str, Arc<ConsoleOutput>)>,
+        serial: Arc<ConsoleOutput>,
+        console: Option<Arc<ConsoleLink>>,
     ) -> io::Result<Self> {
+        let hvc = console
+            .as_ref()
+            .map(|link| ("console", link.output().clone()));
+        let consoles = iter::once(("serial", serial)).chain(hvc).collect();
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let watch = Arc::new(GuestWatch::new(timeline.clone(), wake.try_clone()?));
         Ok(Self {
@@ -68,8 +101,10 @@ impl Shared {
             timeline,
             watch,
             metrics: Registry::new(consoles),
+            console,
             wake,
             power: Mutex::new(None),
+            resizers: Mutex::new(Vec::new()),
             stop_at: Mutex::new(None),
             lifecycle: Lifecycle::new(),
             reset_asked: AtomicBool::new(false),
@@ -80,6 +115,10 @@ impl Shared {
 
     pub(crate) fn set_power(&self, power: Option<Arc<AcpiPower>>) {
         *lock(&self.power) = power;
+    }
+
+    pub(crate) fn set_resizers(&self, resizers: Vec<Resizer>) {
+        *lock(&self.resizers) = resizers;
     }
 
     pub(crate) fn stop_at(&self) -> Option<Instant> {
@@ -110,6 +149,28 @@ impl VmHandle {
     pub fn press_power_button(&self) -> io::Result<()> {
         let power = lock(&self.shared.power).clone();
         power.map_or(Ok(()), |power| power.press_power_button())
+    }
+
+    /// Looks how large the image of the disk `id` is by now (disks without an id are `disk0` and so on), and tells the guest if
+    /// it has grown. One that has shrunk is left as it was, for the guest may be using what is gone.
+    ///
+    /// # Errors
+    /// [`ResizeError`].
+    pub fn resize_disk(&self, id: &str) -> Result<Resized, ResizeError> {
+        let named = |resizer: &&Resizer| resizer.name() == id;
+        let resizer = lock(&self.shared.resizers).iter().find(named).cloned();
+        let resizer = resizer.ok_or_else(|| ResizeError::NoDisk { id: id.to_owned() })?;
+        resizer.resize().map_err(|source| ResizeError::Host {
+            id: id.to_owned(),
+            source,
+        })
+    }
+
+    /// The ids of its disks, in the order in which the guest sees them. None before its start and after
+    /// its end.
+    pub fn disk_ids(&self) -> Vec<String> {
+        let resizers = lock(&self.shared.resizers);
+        resizers.iter().map(|it| it.name().to_owned()).collect()
     }
 
     /// Asks the guest to power off, and stops the VM when it has not done so within `grace`.
@@ -212,6 +273,16 @@ impl VmHandle {
     /// The reason of its end, once there is one.
     pub fn exit_reason(&self) -> Option<ExitReason> {
         lock(&self.shared.outcome).clone()
+    }
+
+    /// The terminal of the virtio console has another size now, in columns and rows; the guest is told. Nothing happens where the
+    /// VM has no such console, or started without a size.
+    ///
+    /// # Errors
+    /// The host's, on raising the interrupt.
+    pub fn resize_console(&self, cols: u16, rows: u16) -> io::Result<()> {
+        let console = self.shared.console.as_ref();
+        console.map_or(Ok(()), |console| console.resize((cols, rows)))
     }
 
     /// What has been counted since the VM's first start.

@@ -50,7 +50,9 @@ struct Runner {
 impl Runner {
     /// Every descriptor that it wants to wait on, with its token.
     fn events(&self) -> Vec<(RawFd, u32, EventSet)> {
-        let queues = self.notifications.iter();
+        let worker = self.worker.iter();
+        let takes = |index| worker.clone().all(|it| it.takes_notifications(index));
+        let queues = self.notifications.iter().filter(|(index, _)| takes(*index));
         let queues = queues.map(|(index, queue)| {
             (
                 queue.event().as_raw_fd(),
@@ -107,14 +109,16 @@ impl Runner {
         }
     }
 
-    /// Has the loop wait for its events.
+    /// Has the loop wait for its events. What the driver made available before has been notified to nobody: every queue is
+    /// looked at.
     fn join(&mut self, number: u32, epoll: &Epoll) -> io::Result<()> {
         for (fd, token, events) in self.events() {
             let data = u64::from(number) << 32 | u64::from(token);
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data))?;
             self.waited.push(fd);
         }
-        Ok(())
+        let mut queues = self.notifications.iter();
+        queues.try_for_each(|(_, queue)| queue.ring())
     }
 
     /// Ends what the worker does, and keeps it out of the loop.
@@ -265,14 +269,7 @@ impl WorkerHost for WorkerLoop {
             broken: Some(broken),
         });
         let id = WorkerId(entry.number.into());
-        let started = {
-            let mut runner = lock(&entry.runner);
-            // What the driver made available before it was ready has been notified to nobody.
-            runner.join(entry.number, &self.epoll).and_then(|()| {
-                let mut queues = runner.notifications.iter();
-                queues.try_for_each(|(_, queue)| queue.ring())
-            })
-        };
+        let started = lock(&entry.runner).join(entry.number, &self.epoll);
         if let Err(err) = started {
             drop(self.stop(id));
             return Err(err);

@@ -11,6 +11,7 @@ use ampoule_arch::boot::{linux, pvh, reset};
 use ampoule_arch::layout;
 use ampoule_arch::regs::{self, EntryPoint};
 use ampoule_devices::console::ConsoleOutput;
+use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::config::VmConfig;
 use crate::device_manager::DeviceManager;
@@ -22,6 +23,7 @@ use crate::kvm::{Kvm, VmFd};
 use crate::lifecycle::Controls;
 use crate::memory::{self, GuestRam};
 use crate::metrics::{MachineMetrics, VcpuMetrics};
+use crate::passt::{HelperWatch, Passt};
 use crate::vcpu::{PauseGate, Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
 use crate::virtio::{self, Placement};
 
@@ -33,9 +35,13 @@ pub(crate) struct Blueprint {
     /// Where the serial port prints.
     pub(crate) output: Arc<ConsoleOutput>,
     /// Tells that the serial port can take more input.
-    pub(crate) input_space: EventFd,
+    pub(crate) input_space: Arc<EventFd>,
+    /// The virtio console's host half, where there is one.
+    pub(crate) console: Option<Arc<ConsoleLink>>,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
+    /// What the control thread waits on for helper processes, in VMs that have some.
+    pub(crate) helpers: Option<HelperWatch>,
 }
 
 /// A machine with its power on.
@@ -52,6 +58,8 @@ pub(crate) struct Machine {
     workers: Option<Arc<WorkerLoop>>,
     gate: Arc<PauseGate>,
     shared: Arc<Shared>,
+    /// The processes behind its user networks.
+    pub(crate) passt: Vec<Passt>,
     _vm: VmFd,
     ram: GuestRam,
 }
@@ -65,7 +73,9 @@ impl Machine {
             shared,
             output,
             input_space,
+            console,
             workers,
+            helpers,
         } = blueprint;
         let timeline = &shared.timeline;
 
@@ -77,14 +87,22 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let virtio = virtio::devices(config)?;
+        let virtio = virtio::devices(config, &ram, console.as_ref())?;
+        devices.resizers = virtio.resizers;
+        if let Some(watch) = helpers {
+            let waited = virtio
+                .helpers
+                .iter()
+                .try_for_each(|helper| watch.add(helper));
+            waited.map_err(Error::host("event"))?;
+        }
         let io = match virtio::placement(config) {
             Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
             Placement::Nowhere | Placement::ControlThread => None,
         };
         let workers = workers.as_ref().or(io.as_ref().map(IoThread::workers));
         if let Some(host) = workers {
-            devices.add_virtio(&vm, &ram, host, virtio)?;
+            devices.add_virtio(&vm, &ram, host, virtio.all)?;
         }
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
@@ -128,6 +146,7 @@ impl Machine {
             io,
             gate,
             shared: shared.clone(),
+            passt: virtio.helpers,
             _vm: vm,
             ram,
         })

@@ -1,43 +1,88 @@
 //! From configuration to virtio devices: the table of those that are built in.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
+use ampoule_devices::backend::disk::{BlockBackend, DiskError, OpenDisk, RawDisk};
+use ampoule_devices::backend::frame_stream::FrameStream;
+#[cfg(feature = "qcow2")]
+use ampoule_devices::backend::qcow2::Qcow2Disk;
 use ampoule_devices::backend::tap::Tap;
+use ampoule_devices::backend::vhost_net::VhostNet;
+use ampoule_devices::rate_limiter::RateLimiter;
 use ampoule_devices::virtio::VirtioDevice;
-use ampoule_devices::virtio::block::{self, Block, BlockConfig};
+use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
+use ampoule_devices::virtio::console::{Console, ConsoleLink};
 use ampoule_devices::virtio::net::{self, Net};
-use ampoule_devices::virtio::rng::Rng;
+use ampoule_devices::virtio::rng::{self, Rng};
 use ampoule_devices::virtio::vsock::Vsock;
 
-use crate::config::{CacheMode, DiskConfig, NetConfig, VmConfig};
+use crate::config::{
+    BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat, NetConfig, VmConfig,
+};
 use crate::error::Error;
+use crate::memory::GuestRam;
+use crate::passt::{Passt, PasstConfig};
 
 /// A device with its name in messages.
 pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The virtio devices that a configuration asks for, in the order in which the guest sees them.
+/// The virtio devices of a machine.
+#[derive(Default)]
+pub(crate) struct Devices {
+    /// In the order in which the guest sees them.
+    pub(crate) all: Vec<NamedDevice>,
+    /// What changes disks' sizes.
+    pub(crate) resizers: Vec<Resizer>,
+    /// The processes that some of them need.
+    pub(crate) helpers: Vec<Passt>,
+}
+
+/// The virtio devices that a configuration asks for.
 ///
 /// # Errors
-/// What a device stands on cannot be opened.
-pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
+/// What a device stands on cannot be opened or started.
+pub(crate) fn devices(
+    config: &VmConfig,
+    ram: &GuestRam,
+    console: Option<&Arc<ConsoleLink>>,
+) -> Result<Devices, Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
+    let (mut resizers, mut helpers) = (Vec::new(), Vec::new());
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
-        devices.push((name.clone(), Box::new(open_disk(disk, name)?)));
+        let disk = open_disk(disk, name.clone())?;
+        resizers.push(disk.resizer());
+        devices.push((name, Box::new(disk)));
     }
     for (index, interface) in config.net.iter().enumerate() {
         let name = interface.name(index);
-        devices.push((name.clone(), Box::new(open_net(interface, name)?)));
+        let device = match interface.user {
+            true => {
+                let (device, helper) = open_user_net(interface, name.clone())?;
+                helpers.push(helper);
+                device
+            }
+            false => open_net(interface, name.clone(), ram)?,
+        };
+        devices.push((name, Box::new(device)));
+    }
+    if let Some(link) = console {
+        devices.push(("console".into(), Box::new(Console::new(link.clone()))));
     }
     if config.rng {
-        devices.push(("rng".into(), Box::new(Rng::new())));
+        let rng = Rng::limited(rng::limit()).map_err(Error::host("entropy device"))?;
+        devices.push(("rng".into(), Box::new(rng)));
     }
     if let Some(vsock) = &config.vsock {
         let device = Vsock::open(vsock.cid, &vsock.socket)?;
         devices.push(("vsock".into(), Box::new(device)));
     }
-    Ok(devices)
+    Ok(Devices {
+        all: devices,
+        resizers,
+        helpers,
+    })
 }
 
 /// Which thread does a machine's virtio devices' work.
@@ -45,7 +90,7 @@ pub(crate) fn devices(config: &VmConfig) -> Result<Vec<NamedDevice>, Error> {
 pub(crate) enum Placement {
     /// There are none.
     Nowhere,
-    /// The control thread, which gives random bytes, too: a request is answered at once, and a thread for it would cost every VM
+    /// The control thread, which has a console's other half anyhow, and gives random bytes, too: a request is answered at once, and a thread for it would cost every VM
     /// that has nothing else a twentieth of its start.
     ControlThread,
     /// An I/O thread.
@@ -56,7 +101,7 @@ pub(crate) enum Placement {
 pub(crate) fn placement(config: &VmConfig) -> Placement {
     if !config.disk.is_empty() || !config.net.is_empty() || config.vsock.is_some() {
         Placement::IoThread
-    } else if config.rng {
+    } else if config.rng || config.console.is_some() {
         Placement::ControlThread
     } else {
         Placement::Nowhere
@@ -64,12 +109,25 @@ pub(crate) fn placement(config: &VmConfig) -> Placement {
 }
 
 fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
-    let image = RawDisk::open(&OpenDisk {
+    let options = OpenDisk {
         path: &disk.path,
         read_only: disk.readonly,
         create_size: disk.size.map(|size| size.as_bytes()),
+        direct: disk.direct,
         lock: disk.lock,
-    })?;
+    };
+    let image: Arc<dyn BlockBackend> = match disk.format {
+        DiskFormat::Raw => Arc::new(RawDisk::open(&options)?),
+        DiskFormat::Qcow2 => open_qcow2(&options, disk.backing == BackingFiles::Allow)?,
+    };
+    let limit = disk.limit();
+    let limiter = match limit.is_some() {
+        true => {
+            let limiter = RateLimiter::new(limit, Instant::now());
+            Some(Arc::new(limiter.map_err(Error::host("disk's timer"))?))
+        }
+        false => None,
+    };
     let config = BlockConfig {
         serial: disk.serial.clone().unwrap_or_else(|| name.clone()),
         name,
@@ -79,20 +137,85 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
             CacheMode::Unsafe => block::CacheMode::Unsafe,
         },
         queues: disk.queues,
+        limiter,
         poll: disk.poll.as_duration(),
     };
-    Ok(Block::new(config, Arc::new(image)))
+    let engine = engine(disk, &*image)?;
+    Ok(Block::new(config, image, engine))
 }
 
-fn open_net(interface: &NetConfig, name: String) -> Result<Net, Error> {
-    let tap = match interface.fd {
-        Some(fd) => Tap::inherit(fd)?,
-        None => Tap::open(interface.tap.as_deref().unwrap_or_default())?,
+#[cfg(feature = "qcow2")]
+fn open_qcow2(
+    options: &OpenDisk<'_>,
+    allow_backing: bool,
+) -> Result<Arc<dyn BlockBackend>, DiskError> {
+    Ok(Arc::new(Qcow2Disk::open(options, allow_backing)?))
+}
+
+#[cfg(not(feature = "qcow2"))]
+fn open_qcow2(options: &OpenDisk<'_>, _: bool) -> Result<Arc<dyn BlockBackend>, DiskError> {
+    Err(DiskError::Format {
+        path: options.path.to_owned(),
+        source: std::io::Error::other("this build is without qcow2"),
+    })
+}
+
+/// The engine that was asked for, or the one that measures best (docs/performance.md): what the host's page cache answers is there
+/// before a ring could be asked for it; what it does not answer can be under way many at once.
+fn engine(disk: &DiskConfig, image: &dyn BlockBackend) -> Result<Engine, DiskError> {
+    match disk.engine {
+        Some(DiskEngine::IoUring) => Engine::io_uring(image).map_err(|source| DiskError::Ring {
+            path: disk.path.clone(),
+            source,
+        }),
+        None if disk.direct && disk.format == DiskFormat::Raw => Ok(Engine::io_uring(image)
+            .unwrap_or_else(|err| {
+                log::info!("{}: no io_uring: {err}", disk.path.display());
+                Engine::sync()
+            })),
+        None | Some(DiskEngine::Sync) => Ok(Engine::sync()),
+    }
+}
+
+fn open_net(interface: &NetConfig, name: String, ram: &GuestRam) -> Result<Net, Error> {
+    let taps = match interface.fd {
+        Some(fd) => vec![Tap::inherit(fd)?],
+        None => Tap::open(
+            interface.tap.as_deref().unwrap_or_default(),
+            interface.queues,
+        )?,
     };
-    let config = net::NetConfig {
+    let config = net_config(interface, name);
+    if interface.vhost {
+        let kernels = taps
+            .into_iter()
+            .map(|tap| VhostNet::open(ram.clone(), tap, Net::vhost_features()))
+            .collect::<Result<_, _>>()?;
+        return Net::with_vhost(config, kernels).map_err(Error::host("vhost device"));
+    }
+    let backends = taps.into_iter().map(|tap| Arc::new(tap) as _).collect();
+    Net::new(config, backends).map_err(Error::host("timer of a rate limit"))
+}
+
+fn open_user_net(interface: &NetConfig, name: String) -> Result<(Net, Passt), Error> {
+    let config = net_config(interface, name);
+    let (passt, socket) = Passt::start(&PasstConfig {
+        name: &config.name,
+        mac: config.mac,
+        mtu: config.mtu,
+        forward: &interface.forward,
+    })?;
+    let stream = FrameStream::new(socket).map_err(Error::host("connection with passt"))?;
+    let net =
+        Net::new(config, vec![Arc::new(stream)]).map_err(Error::host("timer of a rate limit"))?;
+    Ok((net, passt))
+}
+
+fn net_config(interface: &NetConfig, name: String) -> net::NetConfig {
+    net::NetConfig {
         mac: interface.effective_mac(&name).octets(),
         name,
         mtu: interface.mtu,
-    };
-    Ok(Net::new(config, Arc::new(tap)))
+        limit: interface.limit(),
+    }
 }

@@ -5,13 +5,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use vm_memory::VolatileSlice;
+
+use super::direct::{self, Direct};
 
 /// Bytes in a sector, the unit of every disk's size.
 pub const SECTOR: u64 = 512;
@@ -23,6 +26,15 @@ const MAX_PIECES: usize = 1024;
 pub trait BlockBackend: Send + Sync {
     /// Its size in bytes, a multiple of [`SECTOR`].
     fn size(&self) -> u64;
+
+    /// Looks how large the image is by now, and takes what it has grown by; returns what it found. One that has shrunk keeps
+    /// its size: what lies beyond the end fails.
+    ///
+    /// # Errors
+    /// The host's.
+    fn refresh_size(&self) -> io::Result<u64> {
+        Ok(self.size())
+    }
 
     /// Whether it may not be written.
     fn is_read_only(&self) -> bool;
@@ -56,6 +68,37 @@ pub trait BlockBackend: Send + Sync {
     /// # Errors
     /// The host's.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+
+    /// The file that has every byte of the disk at its own offset, for an engine that reads and writes it by itself; none
+    /// where the bytes are elsewhere.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// How these bytes can get from memory to [`Self::file`], or (not `write`) the other way.
+    fn route(&self, data: &[VolatileSlice<'_>], offset: u64, write: bool) -> Route {
+        let _ = (data, offset, write);
+        Route::Straight
+    }
+
+    /// Takes note of how a flush of [`Self::file`] ended that was not made by [`Self::flush`]; returns what it is worth.
+    ///
+    /// # Errors
+    /// As for [`Self::flush`].
+    fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
+        result
+    }
+}
+
+/// How a request can be served by an engine that knows [`BlockBackend::file`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// By the file, as it is.
+    Straight,
+    /// By the back end only.
+    Here,
+    /// By the back end only, and only while no other write is under way.
+    Alone,
 }
 
 /// How to open an image.
@@ -67,6 +110,8 @@ pub struct OpenDisk<'a> {
     pub read_only: bool,
     /// Creates a sparse file of this many bytes, where there is none yet.
     pub create_size: Option<u64>,
+    /// Goes past the host's page cache.
+    pub direct: bool,
     /// Takes a lock: exclusive for a disk that is written, shared for one that is read.
     pub lock: bool,
 }
@@ -96,6 +141,75 @@ pub enum DiskError {
     Locked {
         /// The image.
         path: PathBuf,
+    },
+    /// Its file system has no direct I/O.
+    #[error("disk \"{}\" cannot be used with direct: its file system has no direct I/O", path.display())]
+    NoDirect {
+        /// The image.
+        path: PathBuf,
+    },
+    /// It does not consist of whole blocks of the host's.
+    #[error("disk \"{}\" has {size} bytes, and direct I/O needs a multiple of {block} there", path.display())]
+    Blocks {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+        /// The host's block.
+        block: u64,
+    },
+    /// It cannot be made.
+    #[error("cannot create disk \"{}\"", path.display())]
+    Create {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not of the format that it is said to have.
+    #[error("disk \"{}\" is no qcow2 image that can be used", path.display())]
+    Format {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It consists of other files, too, and nobody allowed that.
+    #[error("disk \"{}\" names \"{name}\" as its {what}, which is not allowed", path.display())]
+    Backing {
+        /// The image.
+        path: PathBuf,
+        /// "backing file" or "data file".
+        what: &'static str,
+        /// The file, as the image has it.
+        name: String,
+    },
+    /// It does not say of which format its backing file is, or that has another than raw and qcow2.
+    #[error("disk \"{}\" says that its backing file \"{}\" has the format \"{format}\", not raw or qcow2", path.display(), name.display())]
+    BackingFormat {
+        /// The image.
+        path: PathBuf,
+        /// The backing file.
+        name: PathBuf,
+        /// What it says; empty for nothing.
+        format: String,
+    },
+    /// There are too many backing files behind one another, or the last of them is the first.
+    #[error("disk \"{}\" has too long a chain of backing files before it", path.display())]
+    Chain {
+        /// The last one.
+        path: PathBuf,
+    },
+    /// The host has no io_uring, or keeps it from us.
+    #[error("cannot set up io_uring for disk \"{}\"", path.display())]
+    Ring {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// It is empty, or does not consist of whole sectors.
     #[error("disk \"{}\" has {size} bytes, which is not a positive multiple of {SECTOR}", path.display())]
@@ -129,6 +243,31 @@ impl DiskError {
                 let up = size.next_multiple_of(SECTOR).max(SECTOR);
                 Some(format!("truncate -s {up} {}", path.display()))
             }
+            Self::Blocks { path, size, block } => {
+                let up = size.next_multiple_of(*block);
+                Some(format!("truncate -s {up} {}", path.display()))
+            }
+            Self::Format { .. } => Some(
+                "look at it with qemu-img info; if it is a raw image, leave format=qcow2 out".into(),
+            ),
+            Self::Backing { .. } => Some("if you trust the image: backing=allow".into()),
+            Self::BackingFormat { path, name, .. } => Some(format!(
+                "say it in the image: qemu-img rebase -u -b {} -F raw|qcow2 {}",
+                name.display(),
+                path.display()
+            )),
+            Self::Create { .. } | Self::Chain { .. } => None,
+            Self::NoDirect { .. } => Some("leave direct out, or move the image".into()),
+            Self::Ring { source, .. } => Some(match source.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => "io_uring is forbidden here (see sysctl kernel.io_uring_disabled, or the \
+                     container's seccomp profile): allow it, or use engine=sync"
+                    .into(),
+                Some(libc::ENOMEM) => {
+                    "the limit of locked memory is reached: raise it with ulimit -l, or use engine=sync"
+                        .into()
+                }
+                _ => "use engine=sync".into(),
+            }),
             Self::NotADisk { .. } => None,
         }
     }
@@ -138,9 +277,68 @@ impl DiskError {
 #[derive(Debug)]
 pub struct RawDisk {
     file: File,
-    size: u64,
+    size: AtomicU64,
+    is_device: bool,
     read_only: bool,
+    direct: Option<Direct>,
     flush_failed: AtomicBool,
+}
+
+/// An image that is open, and locked.
+pub(super) struct OpenedFile {
+    pub(super) file: File,
+    pub(super) is_device: bool,
+    /// It has been created, and is empty.
+    pub(super) is_new: bool,
+}
+
+/// Opens and locks an image, whatever it holds.
+pub(super) fn open_file(options: &OpenDisk<'_>) -> Result<OpenedFile, DiskError> {
+    let path = options.path;
+    let failed = |source| DiskError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let direct_flag = if options.direct { libc::O_DIRECT } else { 0 };
+    let mut open = OpenOptions::new();
+    // O_NONBLOCK: a FIFO is to be refused, not waited for.
+    open.read(true)
+        .write(!options.read_only)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | direct_flag);
+    let mut fresh = false;
+    let file = match (options.create_size, open.open(path)) {
+        (Some(_), Err(err)) if err.kind() == io::ErrorKind::NotFound => {
+            fresh = true;
+            open.create_new(true).open(path)
+        }
+        (_, result) => result,
+    }
+    .map_err(|err| match err.raw_os_error() {
+        Some(libc::EINVAL) if options.direct => DiskError::NoDirect {
+            path: path.to_owned(),
+        },
+        _ => failed(err),
+    })?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(DiskError::NotADisk {
+            path: path.to_owned(),
+            what: what_it_is(kind),
+        });
+    }
+    if options.lock {
+        lock(&file, options.read_only).map_err(|err| match is_locked(&err) {
+            true => DiskError::Locked {
+                path: path.to_owned(),
+            },
+            false => failed(err),
+        })?;
+    }
+    Ok(OpenedFile {
+        file,
+        is_device: kind.is_block_device(),
+        is_new: fresh,
+    })
 }
 
 impl RawDisk {
@@ -154,56 +352,43 @@ impl RawDisk {
             path: path.to_owned(),
             source,
         };
-        let mut open = OpenOptions::new();
-        // O_NONBLOCK: a FIFO is to be refused, not waited for.
-        open.read(true)
-            .write(!options.read_only)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        let mut fresh = false;
-        let file = match (options.create_size, open.open(path)) {
-            (Some(_), Err(err)) if err.kind() == io::ErrorKind::NotFound => {
-                fresh = true;
-                open.create_new(true).open(path)
-            }
-            (_, result) => result,
-        }
-        .map_err(failed)?;
-        let kind = file.metadata().map_err(failed)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::NotADisk {
-                path: path.to_owned(),
-                what: what_it_is(kind),
-            });
-        }
-        if options.lock {
-            lock(&file, options.read_only).map_err(|err| match err.raw_os_error() {
-                Some(libc::EAGAIN | libc::EACCES) => DiskError::Locked {
-                    path: path.to_owned(),
-                },
-                _ => failed(err),
-            })?;
-        }
-        if let Some(size) = options.create_size.filter(|_| fresh) {
+        let OpenedFile {
+            file,
+            is_device,
+            is_new,
+        } = open_file(options)?;
+        if let Some(size) = options.create_size.filter(|_| is_new) {
             file.set_len(size).map_err(failed)?;
         }
-        let size = if kind.is_block_device() {
-            use std::io::{Seek, SeekFrom};
-            (&file).seek(SeekFrom::End(0)).map_err(failed)?
-        } else {
-            file.metadata().map_err(failed)?.len()
-        };
+        let size = measure(&file, is_device).map_err(failed)?;
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return Err(DiskError::Size {
                 path: path.to_owned(),
                 size,
             });
         }
+        let direct = match options.direct {
+            true => Some(open_direct(&file, path, size)?),
+            false => None,
+        };
         Ok(Self {
             file,
-            size,
+            size: AtomicU64::new(size),
+            is_device,
             read_only: options.read_only,
+            direct,
             flush_failed: AtomicBool::new(false),
         })
+    }
+
+    /// The same image as if the host wanted direct I/O in blocks of this size.
+    #[cfg(test)]
+    pub(crate) fn in_blocks(mut self, block: u64) -> Self {
+        self.direct = Some(Direct::new(direct::Alignment {
+            offset: block,
+            memory: 512,
+        }));
+        self
     }
 
     /// Moves the one piece that most requests have; what is left of it, where the host moved less.
@@ -228,6 +413,28 @@ impl RawDisk {
             // Nothing was moved, or the call was interrupted: the slow way tells the one from the other.
             Ok(moved) => piece.offset(moved).map_err(io::Error::other),
             Err(_) => Ok(*piece),
+        }
+    }
+
+    fn read_straight(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+        match data {
+            [piece] => {
+                let rest = self.transfer_one(piece, offset, false)?;
+                let offset = offset + (piece.len() - rest.len()) as u64;
+                self.transfer(&[rest], offset, libc::preadv)
+            }
+            data => self.transfer(data, offset, libc::preadv),
+        }
+    }
+
+    fn write_straight(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+        match data {
+            [piece] => {
+                let rest = self.transfer_one(piece, offset, true)?;
+                let offset = offset + (piece.len() - rest.len()) as u64;
+                self.transfer(&[rest], offset, libc::pwritev)
+            }
+            data => self.transfer(data, offset, libc::pwritev),
         }
     }
 
@@ -290,11 +497,11 @@ impl RawDisk {
     }
 
     fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
-        use std::os::unix::fs::FileExt;
-        let zeroes = [0; 64 << 10];
+        let mut zeroes = vec![0; 64 << 10];
         while len > 0 {
             let now = len.min(zeroes.len() as u64);
-            self.file.write_all_at(&zeroes[..now as usize], offset)?;
+            let data = VolatileSlice::from(&mut zeroes[..now as usize]);
+            self.write_at(&[data], offset)?;
             offset += now;
             len -= now;
         }
@@ -304,7 +511,15 @@ impl RawDisk {
 
 impl BlockBackend for RawDisk {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn refresh_size(&self) -> io::Result<u64> {
+        let found = measure(&self.file, self.is_device)?;
+        let block = self.direct.as_ref().map_or(SECTOR, Direct::block);
+        let whole = found - found % block;
+        self.size.fetch_max(whole, Ordering::AcqRel);
+        Ok(whole)
     }
 
     fn is_read_only(&self) -> bool {
@@ -312,34 +527,44 @@ impl BlockBackend for RawDisk {
     }
 
     fn read_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
-        match data {
-            [piece] => {
-                let rest = self.transfer_one(piece, offset, false)?;
-                let offset = offset + (piece.len() - rest.len()) as u64;
-                self.transfer(&[rest], offset, libc::preadv)
+        match &self.direct {
+            Some(direct) if direct.route(data, offset, false) != Route::Straight => {
+                direct.read(&self.file, data, offset)
             }
-            data => self.transfer(data, offset, libc::preadv),
+            _ => self.read_straight(data, offset),
         }
     }
 
     fn write_at(&self, data: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
-        match data {
-            [piece] => {
-                let rest = self.transfer_one(piece, offset, true)?;
-                let offset = offset + (piece.len() - rest.len()) as u64;
-                self.transfer(&[rest], offset, libc::pwritev)
+        match &self.direct {
+            Some(direct) if direct.route(data, offset, true) != Route::Straight => {
+                direct.write(&self.file, data, offset)
             }
-            data => self.transfer(data, offset, libc::pwritev),
+            Some(direct) => direct.beside_others(|| self.write_straight(data, offset)),
+            None => self.write_straight(data, offset),
         }
     }
 
+    fn route(&self, data: &[VolatileSlice<'_>], offset: u64, write: bool) -> Route {
+        let direct = self.direct.as_ref();
+        direct.map_or(Route::Straight, |direct| direct.route(data, offset, write))
+    }
+
     fn flush(&self) -> io::Result<()> {
-        if self.flush_failed.load(Ordering::SeqCst) {
+        self.flushed(self.file.sync_data())
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
+        if result.is_err() {
+            self.flush_failed.store(true, Ordering::SeqCst);
+        } else if self.flush_failed.load(Ordering::SeqCst) {
             return Err(io::Error::other("an earlier flush failed"));
         }
-        self.file.sync_data().inspect_err(|_| {
-            self.flush_failed.store(true, Ordering::SeqCst);
-        })
+        result
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -366,8 +591,42 @@ impl BlockBackend for RawDisk {
 fn is_unsupported(err: &io::Error) -> bool {
     matches!(
         err.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV)
+        // EINVAL: a block device whose blocks are larger than the range.
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL)
     )
+}
+
+fn measure(mut file: &File, is_device: bool) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    match is_device {
+        true => file.seek(SeekFrom::End(0)),
+        false => Ok(file.metadata()?.len()),
+    }
+}
+
+fn open_direct(file: &File, path: &Path, size: u64) -> Result<Direct, DiskError> {
+    let alignment = direct::alignment(file).map_err(|source| match source.kind() {
+        io::ErrorKind::Unsupported => DiskError::NoDirect {
+            path: path.to_owned(),
+        },
+        _ => DiskError::Open {
+            path: path.to_owned(),
+            source,
+        },
+    })?;
+    direct_in(alignment, path, size)
+}
+
+fn direct_in(alignment: direct::Alignment, path: &Path, size: u64) -> Result<Direct, DiskError> {
+    let direct = Direct::new(alignment);
+    if !size.is_multiple_of(direct.block()) {
+        return Err(DiskError::Blocks {
+            path: path.to_owned(),
+            size,
+            block: direct.block(),
+        });
+    }
+    Ok(direct)
 }
 
 /// The pieces that are left after `moved` bytes.
@@ -385,8 +644,28 @@ fn advance(mut pieces: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iove
     pieces
 }
 
+/// How long a lock may be somebody's who is gone: the host ends the requests of a VM that was killed, and only then lets go of
+/// their file.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Locks the open file: the lock goes with the descriptor, whatever way the process ends.
 fn lock(file: &File, shared: bool) -> io::Result<()> {
+    let start = Instant::now();
+    loop {
+        match try_lock(file, shared) {
+            Err(err) if is_locked(&err) && start.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_locked(err: &io::Error) -> bool {
+    matches!(err.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
+}
+
+fn try_lock(file: &File, shared: bool) -> io::Result<()> {
     let kind = if shared { libc::F_RDLCK } else { libc::F_WRLCK };
     let range = libc::flock {
         l_type: kind as libc::c_short,
@@ -424,6 +703,7 @@ mod tests {
             path,
             read_only: false,
             create_size: None,
+            direct: false,
             lock: true,
         }
     }
@@ -525,5 +805,54 @@ mod tests {
         assert!(back.iter().all(|byte| *byte == 0));
         let beyond = disk.read_at(&[VolatileSlice::from(&mut back[..])], (1 << 20) - 1);
         assert_eq!(beyond.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn direct_io_works_or_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let content: Vec<u8> = (0..65536_u32).map(|at| (at >> 9) as u8).collect();
+        fs::write(&path, &content).unwrap();
+        let direct = OpenDisk {
+            direct: true,
+            ..options(&path)
+        };
+        let disk = match RawDisk::open(&direct) {
+            Ok(disk) => disk,
+            Err(err) => {
+                assert!(matches!(err, DiskError::NoDirect { .. }), "{err}");
+                assert!(err.to_string().contains("image"), "{err}");
+                return;
+            }
+        };
+        let mut bytes = vec![0; 3 * 512 + 1];
+        disk.read_at(&[VolatileSlice::from(&mut bytes[1..])], 512)
+            .unwrap();
+        assert_eq!(bytes[1..], content[512..2048]);
+        let mut bytes = vec![0xee; 1024 + 1];
+        disk.write_at(&[VolatileSlice::from(&mut bytes[1..])], 1536)
+            .unwrap();
+        disk.write_zeroes(8192, 512, false).unwrap();
+        disk.flush().unwrap();
+        let mut expected = content;
+        expected[1536..2560].fill(0xee);
+        expected[8192..8704].fill(0);
+        assert_eq!(fs::read(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn direct_io_needs_whole_blocks_of_the_hosts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        fs::write(&path, [0; 512 * 9]).unwrap();
+        let file = File::open(&path).unwrap();
+        let block = |block| direct::Alignment {
+            offset: block,
+            memory: 1,
+        };
+        let err = direct_in(block(4096), &path, file.metadata().unwrap().len()).unwrap_err();
+        assert!(err.to_string().contains("has 4608 bytes"), "{err}");
+        assert!(err.remedy().unwrap().starts_with("truncate -s 8192"));
+        direct_in(block(512), &path, 4608).unwrap();
     }
 }

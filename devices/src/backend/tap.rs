@@ -7,63 +7,17 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 
-/// Length of the header before each frame (virtio 1.2, 5.1.6).
-pub const HEADER_SIZE: usize = 12;
-
-/// The most bytes of a frame, its header aside: an IP packet of 64 KiB, Ethernet and a VLAN tag.
-pub const MAX_FRAME: usize = 65535 + 18;
-
-/// The most pieces that [`NetBackend::send`] and [`NetBackend::receive`] take (IOV_MAX).
-pub const MAX_PIECES: usize = 1024;
+use super::net::{HEADER_SIZE, NetBackend, Offloads, with_iovecs};
 
 /// The longest name of an interface (IFNAMSIZ without its final NUL).
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
 const TUN: &str = "/dev/net/tun";
-
-/// What a received frame may leave to its receiver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Offloads {
-    /// Checksums. None of the others goes without.
-    pub csum: bool,
-    /// Segmentation of TCP over IPv4.
-    pub tso4: bool,
-    /// Segmentation of TCP over IPv6.
-    pub tso6: bool,
-    /// Fragmentation of UDP.
-    pub ufo: bool,
-}
-
-/// Where frames come from and go to.
-pub trait NetBackend: Send + Sync {
-    /// Sends a header and its frame.
-    ///
-    /// # Errors
-    /// The host's; the frame is lost. `WouldBlock` where there is no room.
-    fn send(&self, packet: &[VolatileSlice<'_>]) -> io::Result<()>;
-
-    /// Receives a header and its frame; how many bytes were written. The rest of one that is longer than the room is lost.
-    ///
-    /// # Errors
-    /// The host's; `WouldBlock` where there is no frame.
-    fn receive(&self, room: &[VolatileSlice<'_>]) -> io::Result<usize>;
-
-    /// Becomes readable with a frame; valid for as long as this lives.
-    fn fd(&self) -> RawFd;
-
-    /// What it can leave to the receiver.
-    fn offloads(&self) -> Offloads;
-
-    /// What it may leave to the receiver from now on.
-    ///
-    /// # Errors
-    /// The host's.
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
-}
 
 /// Why a tap cannot be used.
 #[derive(Debug, Error)]
@@ -88,6 +42,8 @@ pub enum TapError {
     Attach {
         /// The interface.
         name: String,
+        /// Whether for several queues.
+        several: bool,
         /// Why.
         #[source]
         source: io::Error,
@@ -131,10 +87,20 @@ impl TapError {
                 }
                 _ => None,
             },
-            Self::Attach { name, source } => match source.raw_os_error() {
+            Self::Attach {
+                name,
+                several,
+                source,
+            } => match source.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => Some(format!(
-                    "create it for this user as root: ip tuntap add dev {name} mode tap user $USER && \
-                     ip link set {name} up; or run ampoule with CAP_NET_ADMIN"
+                    "create it for this user as root: ip tuntap add dev {name} mode tap{} user $USER && \
+                     ip link set {name} up; or run ampoule with CAP_NET_ADMIN",
+                    if *several { " multi_queue" } else { "" }
+                )),
+                Some(libc::E2BIG) => Some(format!("tap {name} has no more queues to give: lower queues=N")),
+                Some(libc::EINVAL) if *several => Some(format!(
+                    "{name} is no tap, or one for a single queue: ip tuntap add dev {name} mode tap multi_queue; or leave out \
+                     queues=N"
                 )),
                 Some(libc::EBUSY) => Some("another process has it: a tap is for one VM".into()),
                 Some(libc::EINVAL) => Some(format!(
@@ -158,14 +124,34 @@ pub struct Tap {
     /// For messages.
     name: String,
     offloads: Offloads,
+    /// Whether it has a share of the frames.
+    enabled: AtomicBool,
 }
 
 impl Tap {
-    /// Opens the interface of this name. Where there is none, creates one, which goes when this is dropped.
+    /// Opens the interface of this name, as often as it is to have queues. Where there is none, creates one, which goes when all
+    /// are dropped. Of several queues, the first is enabled.
     ///
     /// # Errors
     /// [`TapError`], naming it.
-    pub fn open(name: &str) -> Result<Self, TapError> {
+    pub fn open(name: &str, queues: u16) -> Result<Vec<Self>, TapError> {
+        let several = queues > 1;
+        (0..queues)
+            .map(|index| {
+                let tap = Self::open_one(name, several)?;
+                if index > 0 {
+                    let failed = |source| TapError::SetUp {
+                        name: name.to_owned(),
+                        source,
+                    };
+                    tap.set_enabled(false).map_err(failed)?;
+                }
+                Ok(tap)
+            })
+            .collect()
+    }
+
+    fn open_one(name: &str, several: bool) -> Result<Self, TapError> {
         let owned = || name.to_owned();
         let mut request =
             interface_request(name).ok_or_else(|| TapError::Name { name: owned() })?;
@@ -184,15 +170,20 @@ impl Tap {
             // SAFETY: the request is a valid `ifreq`, which lives through the call and is read and written by it.
             result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
         };
-        let attached = match attach(flags) {
-            // One that was made for several queues is opened as such.
-            Err(err) if err.raw_os_error() == Some(libc::EINVAL) => {
-                attach(flags | libc::IFF_MULTI_QUEUE).map_err(|_| err)
+        let attached = if several {
+            attach(flags | libc::IFF_MULTI_QUEUE)
+        } else {
+            match attach(flags) {
+                // One that was made for several queues is opened as such.
+                Err(err) if err.raw_os_error() == Some(libc::EINVAL) => {
+                    attach(flags | libc::IFF_MULTI_QUEUE).map_err(|_| err)
+                }
+                other => other,
             }
-            other => other,
         };
         attached.map_err(|source| TapError::Attach {
             name: owned(),
+            several,
             source,
         })?;
         Self::set_up(file, name)
@@ -252,6 +243,7 @@ impl Tap {
             file,
             name: name.to_owned(),
             offloads: Offloads::default(),
+            enabled: AtomicBool::new(true),
         };
         let most = Offloads {
             csum: true,
@@ -270,16 +262,9 @@ impl Tap {
         Ok(tap)
     }
 
-    /// The pieces as the system calls take them.
-    fn pieces(slices: &[VolatileSlice<'_>]) -> io::Result<Vec<libc::iovec>> {
-        if slices.len() > MAX_PIECES {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let piece = |slice: &VolatileSlice<'_>| libc::iovec {
-            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-            iov_len: slice.len(),
-        };
-        Ok(slices.iter().map(piece).collect())
+    /// The descriptor, for a kernel that moves its frames.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// What a tap's errors mean, where the host's own words for them do not tell.
@@ -299,21 +284,22 @@ impl Tap {
         slices: &[VolatileSlice<'_>],
         call: unsafe extern "C" fn(i32, *const libc::iovec, i32) -> isize,
     ) -> io::Result<usize> {
-        let pieces = Self::pieces(slices)?;
-        loop {
-            // SAFETY: each piece is memory that `slices` borrows for the time of the call. A guest may change its own
-            // meanwhile: no reference to it exists here.
-            let moved =
-                unsafe { call(self.file.as_raw_fd(), pieces.as_ptr(), pieces.len() as i32) };
-            let Ok(moved) = usize::try_from(moved) else {
-                let err = io::Error::last_os_error();
-                if err.kind() == io::ErrorKind::Interrupted {
-                    continue;
-                }
-                return Err(err);
-            };
-            return Ok(moved);
-        }
+        with_iovecs(slices, |pieces| {
+            loop {
+                // SAFETY: each piece is memory that `slices` borrows for the time of the call. A guest may change its own
+                // meanwhile: no reference to it exists here.
+                let moved =
+                    unsafe { call(self.file.as_raw_fd(), pieces.as_ptr(), pieces.len() as i32) };
+                let Ok(moved) = usize::try_from(moved) else {
+                    let err = io::Error::last_os_error();
+                    if err.kind() == io::ErrorKind::Interrupted {
+                        continue;
+                    }
+                    return Err(err);
+                };
+                return Ok(moved);
+            }
+        })
     }
 }
 
@@ -332,6 +318,15 @@ impl NetBackend for Tap {
 
     fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    fn takes(&self) -> Offloads {
+        Offloads {
+            csum: true,
+            tso4: true,
+            tso6: true,
+            ufo: self.offloads.ufo,
+        }
     }
 
     fn offloads(&self) -> Offloads {
@@ -353,6 +348,23 @@ impl NetBackend for Tap {
         let bits = libc::c_ulong::from(bits);
         // SAFETY: the argument is a number, not a pointer.
         result(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, bits) })
+    }
+
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        if self.enabled.swap(enabled, Ordering::Relaxed) == enabled {
+            return Ok(());
+        }
+        // SAFETY: `ifreq` is plain data, for which zeroes are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let flag = if enabled {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        request.ifr_ifru.ifru_flags = flag as libc::c_short;
+        // SAFETY: the request is a valid `ifreq`, which lives through the call and is read by it.
+        result(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
+            .inspect_err(|_| self.enabled.store(!enabled, Ordering::Relaxed))
     }
 }
 
@@ -401,7 +413,7 @@ mod tests {
     #[test]
     fn a_name_that_is_none_is_refused_before_the_host_is_asked() {
         for name in ["", "sixteen-bytes-xx", "a\0b"] {
-            let err = Tap::open(name).unwrap_err();
+            let err = Tap::open(name, 1).unwrap_err();
             assert!(matches!(err, TapError::Name { .. }), "{err}");
         }
         let longest = interface_request("fifteen-bytes-x").unwrap();
@@ -413,6 +425,7 @@ mod tests {
         let attach = |code| {
             TapError::Attach {
                 name: "tap7".into(),
+                several: false,
                 source: io::Error::from_raw_os_error(code),
             }
             .remedy()

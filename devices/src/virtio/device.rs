@@ -7,6 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::config_change::ConfigNotifier;
 use super::metrics::DeviceMetrics;
@@ -25,6 +26,8 @@ impl VirtioDeviceType {
     pub const NET: Self = Self(1);
     /// Block device (5.2).
     pub const BLOCK: Self = Self(2);
+    /// Console device (5.3).
+    pub const CONSOLE: Self = Self(3);
     /// Entropy device (5.4).
     pub const RNG: Self = Self(4);
     /// Socket device (5.10).
@@ -35,6 +38,7 @@ impl VirtioDeviceType {
         match self {
             Self::NET => "net",
             Self::BLOCK => "block",
+            Self::CONSOLE => "console",
             Self::RNG => "rng",
             Self::VSOCK => "vsock",
             _ => "other",
@@ -58,6 +62,13 @@ pub trait VirtioInterrupt: Send + Sync {
     /// # Errors
     /// The host's, where it could not pass the interrupt on.
     fn trigger(&self, source: InterruptSource) -> io::Result<()>;
+
+    /// The event by which the host's kernel raises the interrupt without us, from now until the device is reset. None where it
+    /// cannot.
+    fn irqfd(&self, source: InterruptSource) -> Option<&EventFd> {
+        let _ = source;
+        None
+    }
 }
 
 /// What a device is given when its driver is ready.
@@ -171,6 +182,12 @@ pub trait VirtioWorker: Send {
     /// What it waits for besides its queues' notifications.
     fn event_sources(&self) -> Vec<EventSource> {
         Vec::new()
+    }
+
+    /// Whether it is to be called for a queue's notifications; not, where the host's kernel waits for them.
+    fn takes_notifications(&self, index: u16) -> bool {
+        let _ = index;
+        true
     }
 
     /// The driver notified a queue (or might have: the first call after activation comes unasked).

@@ -171,8 +171,20 @@ pub fn slices<'a>(
     skip: u32,
     len: u32,
 ) -> Vec<VolatileSlice<'a>> {
-    let (mut skip, mut left) = (skip, len);
     let mut found = Vec::with_capacity(buffers.len());
+    each_slice(memory, buffers, skip, len, |slice| found.push(slice));
+    found
+}
+
+/// Gives each of the pieces of [`slices`] to `take`.
+pub fn each_slice<'a>(
+    memory: &'a GuestMemory,
+    buffers: &[Buffer],
+    skip: u32,
+    len: u32,
+    mut take: impl FnMut(VolatileSlice<'a>),
+) {
+    let (mut skip, mut left) = (skip, len);
     for buffer in buffers {
         let start = skip.min(buffer.len);
         skip -= start;
@@ -182,11 +194,15 @@ pub fn slices<'a>(
             continue;
         }
         let address = GuestAddress(buffer.address.0 + u64::from(start));
+        if let Some(slice) = contiguous(memory, address, part as usize) {
+            take(slice);
+            continue;
+        }
         // A buffer that goes from one region of RAM to the next has several slices.
-        let parts = GuestMemoryBackend::get_slices(memory, address, part as usize);
-        found.extend(parts.filter_map(Result::ok));
+        GuestMemoryBackend::get_slices(memory, address, part as usize)
+            .filter_map(Result::ok)
+            .for_each(&mut take);
     }
-    found
 }
 
 /// A descriptor chain, taken apart. Reused from one request to the next.
@@ -358,6 +374,21 @@ impl ActiveQueue {
     /// Its number.
     pub fn index(&self) -> u16 {
         self.index
+    }
+
+    /// Where its rings are, and where in them the device is.
+    pub(crate) fn ring(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Where in the available ring the next chain is, after somebody else took chains.
+    pub(crate) fn set_next_avail(&mut self, index: u16) {
+        self.queue.set_next_avail(index);
+    }
+
+    /// The event by which the driver notifies.
+    pub(crate) fn notification(&self) -> &Notification {
+        &self.notification
     }
 
     /// The memory that its chains point to.
@@ -583,8 +614,34 @@ impl ActiveQueue {
         self.poll.window = window;
     }
 
-    /// Watches the ring; whether there is a chain.
-    fn watch(&mut self) -> Result<bool, WorkerError> {
+    /// A notification has come, and no other is needed before [`Self::rest`].
+    ///
+    /// # Errors
+    /// The rings cannot be written.
+    pub fn wake(&mut self) -> Result<(), WorkerError> {
+        self.poll.woken();
+        self.disable_notification()
+    }
+
+    /// Nothing is left to do: watches the ring for a moment, if its chains come closely, and then asks the driver to notify.
+    /// `true` when there is a chain, or when `or_else`, which is asked meanwhile, says that there is something else to do.
+    ///
+    /// # Errors
+    /// The rings cannot be read or written.
+    pub fn rest(&mut self, or_else: impl FnMut() -> bool) -> Result<bool, WorkerError> {
+        if self.watch(or_else)? {
+            return Ok(true);
+        }
+        if self.enable_notification()? {
+            self.disable_notification()?;
+            return Ok(true);
+        }
+        self.poll.ask();
+        Ok(false)
+    }
+
+    /// Watches the ring; whether there is a chain, or something else.
+    fn watch(&mut self, mut or_else: impl FnMut() -> bool) -> Result<bool, WorkerError> {
         if !self.poll.busy {
             return Ok(false);
         }
@@ -594,7 +651,7 @@ impl ActiveQueue {
                 .queue
                 .avail_idx(&self.memory, Ordering::Acquire)
                 .map_err(|err| self.broken(QueueError::Ring(err.to_string())))?;
-            if available.0 != self.queue.next_avail() {
+            if available.0 != self.queue.next_avail() || or_else() {
                 return Ok(true);
             }
             if start.elapsed() >= self.poll.window {
@@ -618,27 +675,20 @@ impl ActiveQueue {
         mut answer: impl FnMut(&Chain, &GuestMemory) -> Result<u32, WorkerError>,
     ) -> Result<(), WorkerError> {
         let mut budget = self.queue.size();
-        self.poll.woken();
-        self.disable_notification()?;
+        self.wake()?;
         loop {
             while budget > 0 && self.pop(chain)? {
                 budget -= 1;
                 let written = answer(chain, &self.memory)?;
                 self.push(chain.head, written)?;
             }
+            self.notify()?;
             if budget == 0 {
-                self.notify()?;
                 return self.come_back();
             }
-            self.notify()?;
-            if self.watch()? {
-                continue;
-            }
-            if !self.enable_notification()? {
-                self.poll.ask();
+            if !self.rest(|| false)? {
                 return Ok(());
             }
-            self.disable_notification()?;
         }
     }
 }

@@ -84,6 +84,50 @@ impl TestHost {
         }
     }
 
+    /// Has the workers handle an event of their own, ready or not, and then what it led to.
+    pub fn event(&self, token: u32) {
+        for runner in self.running.lock().unwrap().iter_mut() {
+            let handled = runner.worker.process_event(token, EventSet::IN);
+            if let Err(err) = handled {
+                runner.broken.take().unwrap()(err);
+            }
+        }
+        self.run(1000);
+    }
+
+    /// Waits, at most for ten seconds, until something that a worker waits for besides its queues is ready, and lets it work;
+    /// whether there was.
+    pub fn wait(&self) -> bool {
+        let mut running = self.running.lock().unwrap();
+        let sources: Vec<Vec<EventSource>> = running
+            .iter()
+            .map(|runner| runner.worker.event_sources())
+            .collect();
+        let mut polls: Vec<libc::pollfd> = sources
+            .iter()
+            .flatten()
+            .map(|source| libc::pollfd {
+                fd: source.fd,
+                events: source.events.bits() as i16,
+                revents: 0,
+            })
+            .collect();
+        // SAFETY: the pointer and the count are of one vector of pollfds.
+        let ready = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as u64, 10_000) };
+        let mut polls = polls.iter();
+        for (runner, sources) in running.iter_mut().zip(&sources) {
+            for (source, poll) in sources.iter().zip(&mut polls) {
+                if poll.revents != 0
+                    && runner.broken.is_some()
+                    && let Err(err) = runner.worker.process_event(source.token, source.events)
+                {
+                    runner.broken.take().unwrap()(err);
+                }
+            }
+        }
+        ready > 0
+    }
+
     /// Has workers look at what they wait for besides their queues, as far as it is ready.
     pub fn run_events(&self) {
         for runner in self.running.lock().unwrap().iter_mut() {

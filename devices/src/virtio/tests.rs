@@ -1,6 +1,7 @@
 //! What a hostile driver may do to the rings and the registers: the device asks for a reset, or takes no notice, and works
 //! again afterwards.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -14,6 +15,7 @@ use super::testing::*;
 use super::transport::mmio::register;
 use super::{ConfigNotifier, WorkerError, device};
 use crate::bus::BusDevice;
+use crate::rate_limiter::{Rate, RateLimit};
 
 /// A request that works, to see that the device does.
 #[track_caller]
@@ -359,8 +361,26 @@ fn interrupts_are_raised_as_the_driver_wishes() {
     assert_eq!(driver.line.count(), before + 1);
 }
 
+#[test]
+fn an_interrupt_of_the_kernel_s_is_about_used_buffers() {
+    let driver = Driver::ready(Hoarder { by_kernel: true }, 1);
+    // The kernel sets no bit, and neither can a driver take this one away.
+    for _ in 0..2 {
+        assert_eq!(driver.read(register::INTERRUPT_STATUS), 1);
+        driver.write(register::INTERRUPT_ACK, 1);
+    }
+    driver.write(register::STATUS, 0);
+    assert_eq!(driver.read(register::INTERRUPT_STATUS), 0);
+    let driver = Driver::ready(Hoarder::default(), 1);
+    assert_eq!(driver.read(register::INTERRUPT_STATUS), 0);
+}
+
 /// Takes chains and never gives them back.
-struct Hoarder;
+#[derive(Default)]
+struct Hoarder {
+    /// Whether it has the kernel raise its interrupts.
+    by_kernel: bool,
+}
 
 struct HoarderWorker(ActiveQueue, Chain);
 
@@ -386,6 +406,11 @@ impl VirtioDevice for Hoarder {
         mut context: ActivationContext,
     ) -> Result<Box<dyn VirtioWorker>, ActivateError> {
         let queue = context.queues.remove(0);
+        if self.by_kernel {
+            let irqfd = |source| context.interrupt.irqfd(source);
+            assert!(irqfd(device::InterruptSource::Config).is_none());
+            assert!(irqfd(device::InterruptSource::Queue(0)).is_some());
+        }
         Ok(Box::new(HoarderWorker(queue, Chain::new())))
     }
 }
@@ -403,7 +428,7 @@ impl VirtioWorker for HoarderWorker {
 
 #[test]
 fn a_head_that_the_device_has_cannot_be_made_available_again() {
-    let driver = Driver::ready(Hoarder, 1);
+    let driver = Driver::ready(Hoarder::default(), 1);
     driver.send(&[writable(BUFFERS, 1, None)]);
     assert!(!driver.needs_reset());
     driver.make_available(0);
@@ -487,7 +512,7 @@ impl VirtioDevice for Shown {
         &mut self,
         context: ActivationContext,
     ) -> Result<Box<dyn VirtioWorker>, ActivateError> {
-        Hoarder.activate(context)
+        Hoarder::default().activate(context)
     }
 }
 
@@ -527,4 +552,39 @@ fn a_change_of_the_configuration_reaches_a_driver_whenever_it_comes() {
     assert_eq!(seen(), (0, 1));
     driver.add_status(bits::DRIVER_OK);
     assert_eq!(seen(), (2, 2));
+}
+
+#[test]
+fn an_entropy_flood_waits_for_its_rate_and_goes_on() {
+    let rate = |per_second, burst| {
+        let count = |number| NonZeroU64::new(number).unwrap();
+        Some(Rate::new(
+            count(per_second),
+            Some(count(burst)),
+            NonZeroU64::MIN,
+        ))
+    };
+    // Seven requests at once, then one in a millisecond.
+    let limit = RateLimit {
+        ops: rate(1000, 7),
+        bytes: rate(1 << 30, 1 << 30),
+    };
+    let driver = Driver::ready(Rng::limited(limit).unwrap(), 1);
+    driver.put_desc(DESCRIPTORS, 0, writable(BUFFERS, 64, None));
+    let mut served = 0;
+    while driver.used_index() == served && served < 500 {
+        driver.make_available(0);
+        driver.kick();
+        served += 1;
+    }
+    assert!(served > 7, "{served}: the burst goes at once");
+    assert!(served < 500, "there is no limit");
+    // A kick storm does not make it sooner, and the one that waits is served in its time.
+    driver.kick();
+    assert!(driver.host.wait(), "the timer does not expire");
+    assert_eq!(driver.used_index(), served);
+    assert_eq!(
+        driver.transport.metrics().counts().requests,
+        u64::from(served)
+    );
 }

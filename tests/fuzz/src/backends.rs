@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use ampoule_devices::backend::disk::BlockBackend;
-use ampoule_devices::backend::tap::{NetBackend, Offloads};
+use ampoule_devices::backend::net::{NetBackend, Offloads};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -165,6 +165,10 @@ impl NetBackend for MemoryNet {
         self.event.as_raw_fd()
     }
 
+    fn takes(&self) -> Offloads {
+        self.offloads()
+    }
+
     fn offloads(&self) -> Offloads {
         Offloads {
             csum: self.offloads,
@@ -172,6 +176,10 @@ impl NetBackend for MemoryNet {
             tso6: self.offloads,
             ufo: self.offloads,
         }
+    }
+
+    fn set_enabled(&self, _: bool) -> io::Result<()> {
+        self.fail()
     }
 
     fn set_offloads(&self, _: Offloads) -> io::Result<()> {

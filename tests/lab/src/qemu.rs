@@ -27,7 +27,7 @@ pub(crate) const PACKAGES: &[&str] = &["qemu-system-x86", "qemu-system-common"];
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 
 /// `kvm-amd` is what the host is for; the file tree comes by virtiofs, the overlay makes it writable; the agent's port is
-/// a virtio console's; `tun` is for network tests, `loop` and `dm-*` are for disks that fail.
+/// a virtio console's; `tun` and `vhost_net` are for network tests, `loop` and `dm-*` are for disks that fail.
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_console",
@@ -35,6 +35,7 @@ const MODULES: &[&str] = &[
     "overlay",
     "kvm-amd",
     "tun",
+    "vhost_net",
     "loop",
     "dm-mod",
     "dm-flakey",

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use ampoule_tests::guests;
+use ampoule_tests::numbered::{BLOCK, Random, SLOTS, blocks, lost};
 
-use crate::driver::{finish, run};
+use crate::driver::{Vm, finish, run};
 
 /// The guest of the disk, told what to do with it.
 fn guest(disk: &Path, more: &str, orders: &str) -> Command {
@@ -64,4 +65,35 @@ pub(crate) fn a_disk_is_one_vms_and_made_where_asked_for() {
     let mut twice = guest(&disk, "", orders);
     twice.arg("--disk").arg(format!("path={}", disk.display()));
     finish(twice).expect_code(125).expect_error("in use");
+}
+
+/// Each start takes the disk of the VMM that was killed before, at a random moment; what the guest said of its blocks is true.
+pub(crate) fn a_vmm_killed_a_hundred_times_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, vec![0; SLOTS as usize * BLOCK]).unwrap();
+    let mut random = Random::seeded();
+    // No number is the zero that a new disk has.
+    let mut first = SLOTS;
+    for _ in 0..100 {
+        let orders = format!("op=n first={first} slots={SLOTS}");
+        let mut vm = Vm::piped(guest(&disk, "", &orders));
+        let mut last = first;
+        for _ in 0..=random.below(20) {
+            last = number(vm.read_until("\n").trim());
+        }
+        vm.signal(libc::SIGKILL);
+        let end = vm.end().expect_signal(libc::SIGKILL);
+        // A line without its end may lack digits, too.
+        if let Some((lines, _)) = end.text().rsplit_once('\n') {
+            last = lines.lines().last().map_or(last, number);
+        }
+        let lost = lost(&disk, first, last);
+        assert!(lost.is_empty(), "reported up to {last}: {lost:?}");
+        first = 1 + blocks(&disk).concat().into_iter().max().unwrap();
+    }
+}
+
+fn number(line: &str) -> u64 {
+    u64::from_str_radix(line, 16).expect(line)
 }

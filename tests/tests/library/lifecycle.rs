@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use ampoule_tests::guests;
-use ampoule_vmm::config::{MemorySize, SerialConfig, VmConfig};
-use ampoule_vmm::console::{ConsoleSink, SerialEnds};
+use ampoule_vmm::config::{MemorySize, ConsoleConfig, VmConfig};
+use ampoule_vmm::console::{ConsoleSink, ConsoleEnds};
 use ampoule_vmm::{ExitReason, StateError, VmBuilder, VmHandle, VmState};
 
 /// What a guest prints, to be waited for.
@@ -41,7 +41,7 @@ fn config(guest: &str, cpus: u32) -> VmConfig {
         kernel: Some(guest.into()),
         memory: MemorySize::mib(32),
         cpus,
-        serial: SerialConfig::Null,
+        serial: Some(ConsoleConfig::Null),
         ..VmConfig::default()
     }
 }
@@ -49,7 +49,7 @@ fn config(guest: &str, cpus: u32) -> VmConfig {
 /// Starts a guest that says `ready`, and waits until it has.
 fn ready(guest: &str, cpus: u32) -> (VmHandle, Printed) {
     let printed = Printed::default();
-    let ends = SerialEnds {
+    let ends = ConsoleEnds {
         output: Box::new(printed.clone()),
         input: None,
     };

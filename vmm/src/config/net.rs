@@ -1,12 +1,22 @@
 //! Network interfaces, as configuration.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::str::FromStr;
 
+use ampoule_devices::backend::net::MAX_FRAME;
+use ampoule_devices::rate_limiter::RateLimit;
 use ampoule_devices::virtio::net::mac_of;
 use serde::{Deserialize, Serialize};
 
-/// A network interface of the guest: a TAP interface of the host, by its name or as a descriptor. One of the two is given.
+use super::rate::{self, RateKeys};
+use super::{Forward, MemorySize, is_one, one};
+
+/// The longest frame.
+const LARGEST: NonZeroU64 = NonZeroU64::new(MAX_FRAME as u64).unwrap();
+
+/// A network interface of the guest: a TAP interface of the host, by its name or as a descriptor, or user networking. One of the
+/// three is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct NetConfig {
@@ -16,12 +26,36 @@ pub struct NetConfig {
     /// A descriptor of one that was opened before, which this process has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fd: Option<i32>,
+    /// User networking: the program passt does in sockets of its own what the guest wants of the network.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub user: bool,
+    /// Ports of the host that lead into the guest, with user networking.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<Forward>,
     /// The guest's Ethernet address. Made of its name where none is given, or else of the tap's: the same for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
     /// The MTU that the guest is told, 68 or more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Number of pairs of queues, 1 to 8; the guest uses as many as it wants to.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub queues: u16,
+    /// Whether the host's kernel moves the frames (vhost-net).
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub vhost: bool,
+    /// Frames in a second, in each direction: the most that go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pps: Option<u64>,
+    /// Frames that go at once after a rest; a tenth of `pps`, unless it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pps_burst: Option<u64>,
+    /// Bytes in a second, in each direction: the most that go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<MemorySize>,
+    /// Bytes that go at once after a rest; a tenth of `bandwidth` and 64 KiB at least, unless it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_burst: Option<MemorySize>,
     /// Its name in messages; `net0` and so on, unless it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
@@ -44,14 +78,44 @@ impl NetConfig {
         }
     }
 
+    /// User networking.
+    pub fn user() -> Self {
+        Self {
+            user: true,
+            ..Self::nothing()
+        }
+    }
+
     fn nothing() -> Self {
         Self {
             tap: None,
             fd: None,
+            user: false,
+            forward: Vec::new(),
             mac: None,
             mtu: None,
+            queues: 1,
+            vhost: false,
+            pps: None,
+            pps_burst: None,
+            bandwidth: None,
+            bandwidth_burst: None,
             id: None,
         }
+    }
+
+    /// Its limits, by their keys.
+    pub(crate) fn rates(&self) -> [RateKeys; 2] {
+        [
+            RateKeys::ops("pps", self.pps, self.pps_burst),
+            RateKeys::bytes("bandwidth", self.bandwidth, self.bandwidth_burst),
+        ]
+    }
+
+    /// What goes in each direction.
+    pub(crate) fn limit(&self) -> RateLimit {
+        let [frames, bytes] = self.rates();
+        rate::limit(frames, bytes, LARGEST)
     }
 
     /// Its name in messages, where it is the interface with this index.
@@ -67,6 +131,10 @@ impl NetConfig {
             MacAddress(mac_of(own.unwrap_or(name)))
         })
     }
+}
+
+fn is_off(value: &bool) -> bool {
+    !*value
 }
 
 /// An Ethernet address, written `02:00:00:00:00:01`.

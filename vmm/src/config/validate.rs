@@ -7,12 +7,14 @@ use ampoule_arch::layout;
 use ampoule_devices::backend::disk::SECTOR;
 use ampoule_devices::backend::tap;
 use ampoule_devices::virtio::block::MAX_QUEUES;
+use ampoule_devices::virtio::net::MAX_PAIRS;
 use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 
 use crate::resource_allocator::MAX_DEVICES;
 
 use super::{
-    HugePages, MAX_CPUS, MacAddress, MemoryBacking, MemorySize, NetConfig, Span, VmConfig,
+    BackingFiles, ConsoleConfig, DiskEngine, DiskFormat, Forward, HugePages, MAX_CPUS, MacAddress,
+    MemoryBacking, MemorySize, Span, VmConfig,
 };
 
 /// Why a configuration cannot be a VM.
@@ -63,6 +65,16 @@ pub enum ConfigError {
         /// The most.
         max: u16,
     },
+    /// Two settings of a disk that exclude each other.
+    #[error("{name} cannot have {first} with {second}")]
+    DiskContradiction {
+        /// The disk.
+        name: String,
+        /// A key and its value.
+        first: &'static str,
+        /// Another.
+        second: &'static str,
+    },
     /// A disk's queue would be watched for too long.
     #[error("{name} would be watched for {poll}, and 1ms is the limit")]
     DiskPoll {
@@ -92,10 +104,32 @@ pub enum ConfigError {
         name: String,
     },
     /// A network interface that leads nowhere, or to two places.
-    #[error("{name} needs a tap or a descriptor, and not both")]
+    #[error("{name} needs a tap, a descriptor or user networking, and one of them")]
     NetBackend {
         /// The interface.
         name: String,
+    },
+    /// A key that user networking knows nothing of.
+    #[error("{name} has user networking, which has no {key}")]
+    NetUser {
+        /// The interface.
+        name: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// Forwarded ports without user networking.
+    #[error("{name} forwards ports, which only user networking does")]
+    NetForward {
+        /// The interface.
+        name: String,
+    },
+    /// A port of the host that leads to two places.
+    #[error("{name} forwards {forward}, and that port of the host is forwarded already")]
+    NetForwardTwice {
+        /// The interface.
+        name: String,
+        /// The second one.
+        forward: Forward,
     },
     /// A tap that two interfaces use.
     #[error("{tap} is the tap of two network interfaces")]
@@ -129,6 +163,46 @@ pub enum ConfigError {
         /// The least.
         min: u16,
     },
+    /// A network interface's queues out of range.
+    #[error("a network interface has 1 to {max} queues, and {name} asks for {queues}")]
+    NetQueues {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        queues: u16,
+        /// The most.
+        max: u16,
+    },
+    /// Several queues over one descriptor.
+    #[error("{name} has {queues} queues over one descriptor, which is one queue")]
+    NetFdQueues {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        queues: u16,
+    },
+    /// A rate limit on what the kernel moves.
+    #[error("{name} has a rate limit, which vhost knows nothing of")]
+    NetVhostLimit {
+        /// The interface.
+        name: String,
+    },
+    /// A rate limit that nothing could pass.
+    #[error("{name} has a limit of 0 for {key}")]
+    RateZero {
+        /// The device.
+        name: String,
+        /// The limit's key.
+        key: &'static str,
+    },
+    /// A burst of what is not limited.
+    #[error("{name} has {key}-burst without the limit {key}")]
+    BurstAlone {
+        /// The device.
+        name: String,
+        /// The limit's key.
+        key: &'static str,
+    },
     /// A context id that no guest may have.
     #[error("a guest's CID is {min} to {max}, not {cid}")]
     VsockCid {
@@ -142,6 +216,21 @@ pub enum ConfigError {
     /// Nowhere to listen.
     #[error("the socket device has no path to listen at")]
     VsockPath,
+    /// Two consoles on the standard streams.
+    #[error("the serial port and the console cannot both be on standard input and output")]
+    ConsolesOnStdio,
+    /// Two consoles in one place.
+    #[error("the serial port and the console both lead to {place}")]
+    ConsolesInOnePlace {
+        /// The place.
+        place: String,
+    },
+    /// Two devices of different kinds with one name.
+    #[error("there are two devices named {name}")]
+    DeviceName {
+        /// The name.
+        name: String,
+    },
     /// More virtio devices than a machine has places for.
     #[error("{count} virtio devices are more than the {max} that a VM has places for")]
     TooManyDevices {
@@ -170,11 +259,27 @@ impl ConfigError {
                 let rounded = MemorySize::bytes(down.max(page.as_bytes()));
                 Some(format!("use for instance --memory {rounded}"))
             }
-            Self::DiskName { .. } | Self::NetName { .. } => {
+            Self::ConsolesOnStdio => {
+                Some("send one of them elsewhere: --serial null, for instance".into())
+            }
+            Self::ConsolesInOnePlace { .. } => Some("give each its own".into()),
+            Self::DiskName { .. } | Self::NetName { .. } | Self::DeviceName { .. } => {
                 Some("give each its own, with id=NAME".into())
             }
-            Self::DiskQueues { .. } => Some("more queues than vCPUs are of no use".into()),
-            Self::NetBackend { .. } => Some("--net tap=NAME or --net fd=N".into()),
+            Self::NetVhostLimit { .. } => {
+                Some("leave out vhost=on, or limit the tap on the host: tc-tbf(8)".into())
+            }
+            Self::NetFdQueues { .. } => {
+                Some("name the tap instead: --net tap=NAME,queues=N".into())
+            }
+            Self::DiskQueues { .. } | Self::NetQueues { .. } => {
+                Some("more queues than vCPUs are of no use".into())
+            }
+            Self::NetBackend { .. } => Some("--net user, --net tap=NAME or --net fd=N".into()),
+            Self::NetForward { .. } => Some("use --net user,forward=8080:80".into()),
+            Self::NetUser { key, .. } => {
+                Some(format!("leave out {key}, or use a tap: --net tap=NAME"))
+            }
             Self::NetMac { .. } => {
                 Some("the first byte of an address is even, 02 for instance".into())
             }
@@ -186,10 +291,14 @@ impl ConfigError {
                 "use for instance --vsock cid={min},socket=PATH; 0 to 2 are the host's, and the highest is anybody's"
             )),
             Self::VsockPath => Some("name one: --vsock cid=3,socket=PATH".into()),
+            Self::RateZero { key, .. } => Some(format!("without {key}, there is no limit")),
+            Self::BurstAlone { key, .. } => Some(format!("give {key}, the rate in a second, too")),
             Self::NetTapTwice { .. }
+            | Self::NetForwardTwice { .. }
             | Self::NetMtu { .. }
             | Self::CmdlineTooLong { .. }
             | Self::CmdlineNul { .. }
+            | Self::DiskContradiction { .. }
             | Self::DiskPoll { .. }
             | Self::DiskSize { .. }
             | Self::TooManyDevices { .. } => None,
@@ -226,7 +335,13 @@ impl VmConfig {
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
-        let single = usize::from(self.rng) + usize::from(self.vsock.is_some());
+        let singles = [
+            (self.console.is_some(), "console"),
+            (self.rng, "rng"),
+            (self.vsock.is_some(), "vsock"),
+        ];
+        let singles = singles.into_iter().filter(|(there, _)| *there);
+        let single = singles.clone().count();
         let count = self.disk.len() + self.net.len() + single;
         if count > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices {
@@ -251,6 +366,23 @@ impl VmConfig {
             if !(1..=max).contains(&queues) {
                 return Err(ConfigError::DiskQueues { name, queues, max });
             }
+            let contradiction = match (disk.format, disk.engine, disk.backing) {
+                (DiskFormat::Qcow2, Some(DiskEngine::IoUring), _) => {
+                    Some(("engine=io_uring", "format=qcow2"))
+                }
+                (DiskFormat::Raw, _, BackingFiles::Allow) => Some(("backing=allow", "format=raw")),
+                _ => None,
+            };
+            if let Some((first, second)) = contradiction {
+                return Err(ConfigError::DiskContradiction {
+                    name,
+                    first,
+                    second,
+                });
+            }
+            for rate in disk.rates() {
+                rate.check(&name)?;
+            }
             if disk.poll.as_duration() > Duration::from_millis(1) {
                 let poll = disk.poll;
                 return Err(ConfigError::DiskPoll { name, poll });
@@ -264,35 +396,72 @@ impl VmConfig {
                 return Err(ConfigError::DiskName { name });
             }
         }
-        self.validate_net()
+        self.validate_net()?;
+        self.validate_consoles()?;
+        // Each kind's names are different already.
+        let nets = self.net.iter().enumerate();
+        let nets = nets.map(|(index, interface)| interface.name(index));
+        for name in nets.chain(singles.map(|(_, name)| name.to_owned())) {
+            if !names.insert(name.clone()) {
+                return Err(ConfigError::DeviceName { name });
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_consoles(&self) -> Result<(), ConfigError> {
+        let (serial, Some(console)) = (self.effective_serial(), &self.console) else {
+            return Ok(());
+        };
+        match (serial, console) {
+            (ConsoleConfig::Stdio, ConsoleConfig::Stdio) => Err(ConfigError::ConsolesOnStdio),
+            (
+                ConsoleConfig::File(one) | ConsoleConfig::Socket(one),
+                ConsoleConfig::File(other) | ConsoleConfig::Socket(other),
+            ) if one == other => Err(ConfigError::ConsolesInOnePlace {
+                place: one.display().to_string(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn validate_net(&self) -> Result<(), ConfigError> {
         const MIN_MTU: u16 = 68;
         let (mut names, mut taps) = (BTreeSet::new(), BTreeSet::new());
+        let mut ports: Vec<Forward> = Vec::new();
         for (index, interface) in self.net.iter().enumerate() {
             let name = interface.name(index);
-            let tap = match interface {
-                NetConfig {
-                    tap: Some(tap),
-                    fd: None,
-                    ..
-                } if is_interface_name(tap) => tap.clone(),
-                NetConfig {
-                    tap: Some(tap),
-                    fd: None,
-                    ..
-                } => {
+            let tap = match (&interface.tap, interface.fd, interface.user) {
+                (Some(tap), None, false) if is_interface_name(tap) => Some(tap.clone()),
+                (Some(tap), None, false) => {
                     let tap = tap.clone();
                     return Err(ConfigError::NetTapName { name, tap });
                 }
-                NetConfig {
-                    tap: None,
-                    fd: Some(fd),
-                    ..
-                } => format!("fd {fd}"),
+                (None, Some(fd), false) => Some(format!("fd {fd}")),
+                (None, None, true) => None,
                 _ => return Err(ConfigError::NetBackend { name }),
             };
+            if interface.user {
+                for (there, key) in [(interface.vhost, "vhost"), (interface.queues > 1, "queues")] {
+                    if there {
+                        return Err(ConfigError::NetUser { name, key });
+                    }
+                }
+            } else if !interface.forward.is_empty() {
+                return Err(ConfigError::NetForward { name });
+            }
+            for forward in &interface.forward {
+                let clashes = |other: &Forward| {
+                    let everywhere = other.address.is_none() || forward.address.is_none();
+                    (other.protocol, other.host) == (forward.protocol, forward.host)
+                        && (everywhere || other.address == forward.address)
+                };
+                if ports.iter().any(clashes) {
+                    let forward = *forward;
+                    return Err(ConfigError::NetForwardTwice { name, forward });
+                }
+                ports.push(*forward);
+            }
             if let Some(mac) = interface.mac.filter(|mac| !mac.is_station()) {
                 return Err(ConfigError::NetMac { name, mac });
             }
@@ -300,7 +469,22 @@ impl VmConfig {
                 let min = MIN_MTU;
                 return Err(ConfigError::NetMtu { name, mtu, min });
             }
-            if !taps.insert(tap.clone()) {
+            let (queues, max) = (interface.queues, MAX_PAIRS);
+            if !(1..=max).contains(&queues) {
+                return Err(ConfigError::NetQueues { name, queues, max });
+            }
+            if interface.fd.is_some() && queues > 1 {
+                return Err(ConfigError::NetFdQueues { name, queues });
+            }
+            if interface.vhost && interface.limit().is_some() {
+                return Err(ConfigError::NetVhostLimit { name });
+            }
+            for rate in interface.rates() {
+                rate.check(&name)?;
+            }
+            if let Some(tap) = tap
+                && !taps.insert(tap.clone())
+            {
                 return Err(ConfigError::NetTapTwice { tap });
             }
             if !names.insert(name.clone()) {
@@ -342,12 +526,47 @@ fn is_interface_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{DiskConfig, NetConfig};
 
     fn good() -> VmConfig {
         VmConfig {
             kernel: Some("k".into()),
             ..VmConfig::default()
         }
+    }
+
+    #[test]
+    fn what_a_disk_cannot_have_together_is_told() {
+        let check = |change: fn(&mut DiskConfig)| {
+            let mut disk = DiskConfig::new("d");
+            change(&mut disk);
+            let config = VmConfig {
+                kernel: Some("k".into()),
+                disk: vec![disk],
+                ..VmConfig::default()
+            };
+            config.validate().map_err(|err| err.to_string())
+        };
+        assert_eq!(check(|disk| disk.format = DiskFormat::Qcow2), Ok(()));
+        assert_eq!(
+            check(|disk| {
+                disk.format = DiskFormat::Qcow2;
+                disk.engine = Some(DiskEngine::IoUring);
+            }),
+            Err("disk0 cannot have engine=io_uring with format=qcow2".into())
+        );
+        assert_eq!(
+            check(|disk| disk.iops = Some(0)),
+            Err("disk0 has a limit of 0 for iops".into())
+        );
+        assert_eq!(
+            check(|disk| disk.bandwidth_burst = Some(MemorySize::mib(1))),
+            Err("disk0 has bandwidth-burst without the limit bandwidth".into())
+        );
+        assert_eq!(
+            check(|disk| disk.backing = BackingFiles::Allow),
+            Err("disk0 cannot have backing=allow with format=raw".into())
+        );
     }
 
     #[test]
@@ -431,14 +650,14 @@ mod tests {
         let longest = "x".repeat(layout::CMDLINE_MAX - 1);
         assert_eq!(
             VmConfig {
-                cmdline: longest.clone(),
+                cmdline: Some(longest.clone()),
                 ..good()
             }
             .validate(),
             Ok(())
         );
         let config = VmConfig {
-            cmdline: longest,
+            cmdline: Some(longest),
             append: Some("y".into()),
             ..good()
         };
@@ -447,10 +666,54 @@ mod tests {
             Err(ConfigError::CmdlineTooLong { .. })
         ));
         let nul = VmConfig {
-            cmdline: "a\0b".into(),
+            cmdline: Some("a\0b".into()),
             ..good()
         };
         assert_eq!(nul.validate(), Err(ConfigError::CmdlineNul { offset: 1 }));
+    }
+
+    #[test]
+    fn consoles_are_judged() {
+        let with = |serial: Option<&str>, console: &str| {
+            VmConfig {
+                serial: serial.map(|serial| serial.parse().unwrap()),
+                console: Some(console.parse().unwrap()),
+                ..good()
+            }
+            .validate()
+        };
+        assert_eq!(with(None, "stdio"), Ok(()));
+        assert_eq!(with(None, "pty"), Ok(()));
+        assert_eq!(with(Some("pty"), "pty"), Ok(()));
+        assert_eq!(
+            with(Some("stdio"), "stdio"),
+            Err(ConfigError::ConsolesOnStdio)
+        );
+        assert_eq!(
+            with(Some("file:a"), "socket:a").unwrap_err().to_string(),
+            "the serial port and the console both lead to a"
+        );
+    }
+
+    #[test]
+    fn no_two_devices_have_one_name() {
+        let disk = |id: &str| DiskConfig {
+            id: Some(id.into()),
+            ..DiskConfig::new("d.img")
+        };
+        let with = |disk: DiskConfig| {
+            VmConfig {
+                disk: vec![disk],
+                net: vec![NetConfig::tap("tap0")],
+                ..good()
+            }
+            .validate()
+        };
+        assert_eq!(with(disk("console")), Ok(()), "there is none");
+        for name in ["rng", "net0"] {
+            let error = with(disk(name)).unwrap_err().to_string();
+            assert_eq!(error, format!("there are two devices named {name}"));
+        }
     }
 
     #[test]
@@ -473,12 +736,56 @@ mod tests {
             fd: Some(3),
             ..tap("a")
         };
-        for config in [neither, both] {
+        let all = NetConfig {
+            user: true,
+            ..tap("a")
+        };
+        for config in [neither, both, all] {
             let result = with(vec![config]);
             assert!(
                 matches!(result, Err(ConfigError::NetBackend { .. })),
                 "{result:?}"
             );
+        }
+        let user = |forwards: &[&str]| NetConfig {
+            forward: forwards.iter().map(|it| it.parse().unwrap()).collect(),
+            ..NetConfig::user()
+        };
+        let good = [
+            "80:80",
+            "udp:80:80",
+            "81:80",
+            "127.0.0.1:82:80",
+            "127.0.0.2:82:80",
+        ];
+        assert_eq!(with(vec![user(&good), user(&[]), user(&["83:80"])]), Ok(()));
+        for (one, other) in [("80:80", "80:81"), ("80:80", "127.0.0.1:80:80")] {
+            let result = with(vec![user(&[one]), user(&[other])]);
+            assert!(matches!(result, Err(ConfigError::NetForwardTwice { .. })));
+        }
+        let forwarding = NetConfig {
+            user: false,
+            tap: Some("a".into()),
+            ..user(&["80:80"])
+        };
+        let name = || "net0".to_owned();
+        assert_eq!(
+            with(vec![forwarding]),
+            Err(ConfigError::NetForward { name: name() })
+        );
+        let (vhost, queues) = (
+            NetConfig {
+                vhost: true,
+                ..user(&[])
+            },
+            NetConfig {
+                queues: 2,
+                ..user(&[])
+            },
+        );
+        for (config, key) in [(vhost, "vhost"), (queues, "queues")] {
+            let expected = ConfigError::NetUser { name: name(), key };
+            assert_eq!(with(vec![config]), Err(expected));
         }
         let twice = with(vec![tap("a"), tap("a")]);
         assert_eq!(twice, Err(ConfigError::NetTapTwice { tap: "a".into() }));
@@ -496,6 +803,55 @@ mod tests {
             ..named("a")
         };
         assert!(matches!(with(vec![mtu]), Err(ConfigError::NetMtu { .. })));
+        for queues in [0, MAX_PAIRS + 1, u16::MAX] {
+            let config = NetConfig {
+                queues,
+                ..named("a")
+            };
+            assert!(matches!(
+                with(vec![config]),
+                Err(ConfigError::NetQueues { .. })
+            ));
+        }
+        let config = NetConfig {
+            queues: 2,
+            ..NetConfig::fd(3)
+        };
+        assert!(matches!(
+            with(vec![config]),
+            Err(ConfigError::NetFdQueues { .. })
+        ));
+        let unlimited = NetConfig {
+            vhost: true,
+            ..named("a")
+        };
+        assert_eq!(with(vec![unlimited.clone()]), Ok(()));
+        let limited = NetConfig {
+            pps: Some(1000),
+            ..unlimited
+        };
+        assert_eq!(
+            with(vec![limited]),
+            Err(ConfigError::NetVhostLimit { name: name() })
+        );
+        let still = NetConfig {
+            pps: Some(0),
+            ..named("a")
+        };
+        let key = "pps";
+        assert_eq!(
+            with(vec![still]),
+            Err(ConfigError::RateZero { name: name(), key })
+        );
+        let alone = NetConfig {
+            bandwidth_burst: Some(MemorySize::mib(1)),
+            ..named("a")
+        };
+        let key = "bandwidth";
+        assert_eq!(
+            with(vec![alone]),
+            Err(ConfigError::BurstAlone { name: name(), key })
+        );
         for mac in ["00:00:00:00:00:00", "01:00:5e:00:00:01"] {
             let mac = mac.parse().unwrap();
             let config = NetConfig {

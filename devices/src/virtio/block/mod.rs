@@ -1,21 +1,27 @@
 //! The block device. Virtio 1.2, section 5.2.
 //!
-//! `request` says what a driver asks for and carries it out on a [`BlockBackend`]; here is what surrounds it: features,
-//! configuration space, queues. A request that cannot be served ends with an error status, never with the device.
+//! `request` says what a driver asks for, `worker` takes it from the queues and gives it back, an [`Engine`] moves the data;
+//! here is what surrounds them: features and configuration space. A request that cannot be served ends with an error status,
+//! never with the device.
 
+mod engine;
 mod request;
 #[cfg(test)]
 mod tests;
+mod worker;
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::config_change::ConfigNotifier;
 use super::device::{
-    ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker, WorkerError,
-    read_space,
+    ActivateError, ActivationContext, VirtioDevice, VirtioDeviceType, VirtioWorker, read_space,
 };
-use super::queue::{ActiveQueue, Chain};
 use crate::backend::disk::{BlockBackend, SECTOR};
+use crate::rate_limiter::RateLimiter;
+
+pub use engine::Engine;
 
 /// Feature bits (5.2.3).
 pub mod features {
@@ -68,7 +74,9 @@ pub struct BlockConfig {
     pub cache: CacheMode,
     /// Number of queues, 1 to [`MAX_QUEUES`].
     pub queues: u16,
-    /// How long to watch a busy queue for its next request ([`ActiveQueue::set_poll`]).
+    /// How much may be asked of it; none for as much as it can do. A FLUSH is an operation of no bytes.
+    pub limiter: Option<Arc<RateLimiter>>,
+    /// How long to watch a busy queue for its next request ([`set_poll`](super::queue::ActiveQueue::set_poll)).
     pub poll: Duration,
 }
 
@@ -77,16 +85,29 @@ pub struct Block {
     config: BlockConfig,
     backend: Arc<dyn BlockBackend>,
     queue_sizes: Vec<u16>,
+    engine: Engine,
+    notifier: Arc<OnceLock<ConfigNotifier>>,
 }
 
 impl Block {
-    /// A disk kept in `backend`.
-    pub fn new(config: BlockConfig, backend: Arc<dyn BlockBackend>) -> Self {
+    /// A disk kept in `backend`, on which `engine` works.
+    pub fn new(config: BlockConfig, backend: Arc<dyn BlockBackend>, engine: Engine) -> Self {
         let queues = config.queues.clamp(1, MAX_QUEUES);
         Self {
             config,
             backend,
+            engine,
+            notifier: Arc::default(),
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
+        }
+    }
+
+    /// What changes its size while it is in use.
+    pub fn resizer(&self) -> Resizer {
+        Resizer {
+            name: self.config.name.clone(),
+            backend: self.backend.clone(),
+            notifier: self.notifier.clone(),
         }
     }
 
@@ -111,6 +132,11 @@ impl Block {
 }
 
 impl VirtioDevice for Block {
+    fn attach(&mut self, config: ConfigNotifier) {
+        // A device is attached once.
+        let _ = self.notifier.set(config);
+    }
+
     fn device_type(&self) -> VirtioDeviceType {
         VirtioDeviceType::BLOCK
     }
@@ -157,41 +183,73 @@ impl VirtioDevice for Block {
             CacheMode::Writethrough => true,
             CacheMode::Writeback => context.features & features::FLUSH == 0,
         };
-        Ok(Box::new(BlockWorker {
-            queues: context.queues,
-            chain: Chain::new(),
-            disk: request::Disk {
-                backend: self.backend.clone(),
-                serial: self.config.serial.clone(),
-                write_through,
-                ignore_flush: self.config.cache == CacheMode::Unsafe,
-                errors: context.metrics.host_error(),
-                bad_requests: context.metrics.guest_fault("bad-request"),
-                flushes: context.metrics.event("flushes"),
-                metrics: context.metrics,
-            },
-        }))
-    }
-}
-
-struct BlockWorker {
-    queues: Vec<ActiveQueue>,
-    chain: Chain,
-    disk: request::Disk,
-}
-
-impl VirtioWorker for BlockWorker {
-    fn process_queue(&mut self, index: u16) -> Result<(), WorkerError> {
-        let queue = self.queues.iter_mut().find(|queue| queue.index() == index);
-        let Some(queue) = queue else {
-            return Ok(());
+        let disk = request::Disk {
+            backend: self.backend.clone(),
+            serial: self.config.serial.clone(),
+            write_through,
+            ignore_flush: self.config.cache == CacheMode::Unsafe,
+            errors: context.metrics.host_error(),
+            bad_requests: context.metrics.guest_fault("bad-request"),
+            flushes: context.metrics.event("flushes"),
+            metrics: context.metrics,
         };
-        queue.serve(&mut self.chain, |chain, memory| {
-            Ok(self.disk.serve(chain, memory))
-        })
+        Ok(Box::new(worker::BlockWorker::new(
+            context.queues,
+            disk,
+            self.engine.clone(),
+            self.config.limiter.clone(),
+        )))
+    }
+}
+
+/// The host's way to a disk in use: looks at its image's size again. Any thread may call it.
+#[derive(Clone)]
+pub struct Resizer {
+    name: String,
+    backend: Arc<dyn BlockBackend>,
+    notifier: Arc<OnceLock<ConfigNotifier>>,
+}
+
+/// What became of a disk's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resized {
+    /// It is what it was, in bytes.
+    Same(u64),
+    /// It is so much now, and the driver has been told.
+    Grown(u64),
+    /// The image is smaller than the disk, which stays as it is.
+    Refused {
+        /// Bytes of the disk.
+        disk: u64,
+        /// Bytes of the image.
+        image: u64,
+    },
+}
+
+impl Resizer {
+    /// The disk's name in messages.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
-    fn stop(self: Box<Self>) -> Vec<ActiveQueue> {
-        self.queues
+    /// Looks how large the image is by now, and tells the driver if it has grown.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn resize(&self) -> io::Result<Resized> {
+        let (name, disk) = (&self.name, self.backend.size());
+        let image = self.backend.refresh_size()?;
+        if image < disk {
+            log::warn!("{name}: the image has shrunk to {image} bytes; the disk keeps its {disk}");
+            return Ok(Resized::Refused { disk, image });
+        }
+        if image == disk {
+            return Ok(Resized::Same(disk));
+        }
+        log::info!("{name}: grown from {disk} to {image} bytes");
+        if let Some(notifier) = self.notifier.get() {
+            notifier.notify()?;
+        }
+        Ok(Resized::Grown(image))
     }
 }

@@ -3,11 +3,13 @@
 use std::io;
 use std::sync::Arc;
 
+use vm_memory::{GuestAddress, VolatileSlice};
+
 use crate::backend::disk::{BlockBackend, SECTOR};
 use crate::metrics::{Counter, Tally};
 use crate::virtio::DeviceMetrics;
 use crate::virtio::device::GuestMemory;
-use crate::virtio::queue::{Chain, with_slices};
+use crate::virtio::queue::{Buffer, Chain, with_slices};
 
 /// Request types.
 const IN: u32 = 0;
@@ -63,26 +65,82 @@ pub(super) struct Disk {
     pub(super) metrics: Arc<DeviceMetrics>,
 }
 
-impl Disk {
-    /// Serves one request; returns how many bytes were written to its buffers.
-    pub(super) fn serve(&self, chain: &Chain, memory: &GuestMemory) -> u32 {
-        // The status is the last byte of all; without it, there is no way to answer.
-        let writable = chain.writable_len();
-        let Some(data_len) = writable.checked_sub(1) else {
-            self.bad_requests
-                .add("a request has no room for its status");
-            return 0;
-        };
-        let (status, written) = match self.execute(chain, memory, data_len) {
+/// How a request goes on.
+pub(super) enum Step {
+    /// It is answered, with so many bytes written to its buffers.
+    Done(u32),
+    /// It moves data, or waits for data to be safe.
+    Transfer(Transfer),
+}
+
+/// What an engine has to do for a request, checked, and where the answer goes then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Transfer {
+    pub(super) kind: TransferKind,
+    /// Where on the disk, in bytes.
+    pub(super) offset: u64,
+    pub(super) len: u32,
+    answer: Answer,
+}
+
+/// What a transfer does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TransferKind {
+    /// From the disk to the writable part of the chain.
+    Read,
+    /// From the readable part of the chain to the disk.
+    Write,
+    /// Nothing moves.
+    Flush,
+}
+
+impl Transfer {
+    /// Calls `use_it` with the memory that the data goes to or comes from.
+    pub(super) fn with_data<T>(
+        &self,
+        chain: &Chain,
+        memory: &GuestMemory,
+        use_it: impl FnOnce(&[VolatileSlice<'_>]) -> T,
+    ) -> T {
+        match self.kind {
+            TransferKind::Read => with_slices(memory, chain.writable(), 0, self.len, use_it),
+            TransferKind::Write => {
+                with_slices(memory, chain.readable(), HEADER_SIZE, self.len, use_it)
+            }
+            TransferKind::Flush => use_it(&[]),
+        }
+    }
+}
+
+/// Where a request's answer goes.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    /// The last byte of the chain.
+    status: Buffer,
+    /// Bytes to write before it.
+    data_len: u32,
+}
+
+impl Answer {
+    /// None where there is no byte for the status, and so no way to answer.
+    fn to(chain: &Chain) -> Option<Self> {
+        let last = chain.writable().last()?;
+        Some(Self {
+            status: Buffer {
+                address: GuestAddress(last.address.0 + u64::from(last.len) - 1),
+                len: 1,
+            },
+            data_len: chain.writable_len() - 1,
+        })
+    }
+
+    /// Writes the status; how many bytes of the buffers were written in all.
+    fn give(&self, memory: &GuestMemory, outcome: Result<u32, Status>) -> u32 {
+        let (status, written) = match outcome {
             Ok(written) => (Status::Ok, written),
             Err(status) => (status, 0),
         };
-        match status {
-            Status::Ok | Status::HostFailed => {}
-            Status::Refused => self.bad_requests.add("a request cannot be served"),
-            Status::Unsupported => self.bad_requests.add("a request is of an unknown type"),
-        }
-        with_slices(memory, chain.writable(), data_len, 1, |slices| {
+        with_slices(memory, &[self.status], 0, 1, |slices| {
             for byte in slices {
                 byte.copy_from(&[status.byte()]);
             }
@@ -90,12 +148,95 @@ impl Disk {
         match status {
             Status::Ok => written + 1,
             // All up to the status byte counts as written, and nothing of it was.
-            _ if data_len > 0 => 0,
+            _ if self.data_len > 0 => 0,
             _ => 1,
         }
     }
+}
 
-    fn execute(&self, chain: &Chain, memory: &GuestMemory, data_len: u32) -> Result<u32, Status> {
+/// What a good request comes to.
+enum Outcome {
+    /// It is done, with so many bytes of data written.
+    Written(u32),
+    Transfer(Transfer),
+}
+
+impl Disk {
+    /// Begins a request; those that move no data end here, too.
+    pub(super) fn begin(&self, chain: &Chain, memory: &GuestMemory) -> Step {
+        let Some(answer) = Answer::to(chain) else {
+            self.bad_requests
+                .add("a request has no room for its status");
+            return Step::Done(0);
+        };
+        match self.execute(chain, memory, answer) {
+            Ok(Outcome::Transfer(transfer)) => Step::Transfer(transfer),
+            Ok(Outcome::Written(len)) => Step::Done(answer.give(memory, Ok(len))),
+            Err(status) => {
+                match status {
+                    Status::Ok | Status::HostFailed => {}
+                    Status::Refused => self.bad_requests.add("a request cannot be served"),
+                    Status::Unsupported => {
+                        self.bad_requests.add("a request is of an unknown type");
+                    }
+                }
+                Step::Done(answer.give(memory, Err(status)))
+            }
+        }
+    }
+
+    /// Makes a transfer here and now.
+    pub(super) fn transfer(
+        &self,
+        transfer: &Transfer,
+        chain: &Chain,
+        memory: &GuestMemory,
+    ) -> io::Result<()> {
+        transfer.with_data(chain, memory, |data| match transfer.kind {
+            TransferKind::Read => self.backend.read_at(data, transfer.offset),
+            TransferKind::Write => self.backend.write_at(data, transfer.offset),
+            TransferKind::Flush => self.backend.flush(),
+        })?;
+        if self.needs_flush(transfer) {
+            self.backend.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Whether a transfer that went well has to be followed by a flush before it is answered.
+    pub(super) fn needs_flush(&self, transfer: &Transfer) -> bool {
+        self.write_through && transfer.kind == TransferKind::Write
+    }
+
+    /// Answers a request whose transfer has ended; how many bytes were written to its buffers.
+    pub(super) fn end(
+        &self,
+        transfer: &Transfer,
+        memory: &GuestMemory,
+        result: io::Result<()>,
+    ) -> u32 {
+        let (what, written) = match transfer.kind {
+            TransferKind::Read => ("read", transfer.len),
+            TransferKind::Write => ("write", 0),
+            TransferKind::Flush => ("flush", 0),
+        };
+        if result.is_ok() {
+            match transfer.kind {
+                TransferKind::Read => self.metrics.bytes_read.add_owned(transfer.len.into()),
+                TransferKind::Write => self.metrics.bytes_written.add_owned(transfer.len.into()),
+                TransferKind::Flush => {}
+            }
+        }
+        let outcome = self.host(what, result).map(|()| written);
+        transfer.answer.give(memory, outcome)
+    }
+
+    fn execute(
+        &self,
+        chain: &Chain,
+        memory: &GuestMemory,
+        answer: Answer,
+    ) -> Result<Outcome, Status> {
         let mut header = [0; HEADER_SIZE as usize];
         if chain.read_start(memory, &mut header) < header.len() {
             return Err(Status::Refused);
@@ -103,14 +244,48 @@ impl Disk {
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = u64::from_le_bytes(sector);
         match u32::from_le_bytes([t0, t1, t2, t3]) {
-            IN => self.read(chain, memory, sector, data_len),
-            OUT => self.write(chain, memory, sector),
-            FLUSH => self.flush(),
-            GET_ID => self.get_id(chain, memory, data_len),
+            IN => self.data(TransferKind::Read, sector, answer.data_len, answer),
+            OUT => {
+                self.writable()?;
+                let len = chain.readable_len() - HEADER_SIZE;
+                self.data(TransferKind::Write, sector, len, answer)
+            }
+            FLUSH => {
+                self.flushes.add_owned(1);
+                if self.ignore_flush || self.backend.is_read_only() {
+                    return Ok(Outcome::Written(0));
+                }
+                Ok(Outcome::Transfer(Transfer {
+                    kind: TransferKind::Flush,
+                    offset: 0,
+                    len: 0,
+                    answer,
+                }))
+            }
+            GET_ID => self.get_id(chain, memory, answer.data_len),
             DISCARD => self.segments(chain, memory, |segment| self.discard(segment)),
             WRITE_ZEROES => self.segments(chain, memory, |segment| self.write_zeroes(segment)),
             _ => Err(Status::Unsupported),
         }
+    }
+
+    fn data(
+        &self,
+        kind: TransferKind,
+        sector: u64,
+        len: u32,
+        answer: Answer,
+    ) -> Result<Outcome, Status> {
+        let offset = self.range(sector, len.into())?;
+        if len == 0 {
+            return Ok(Outcome::Written(0));
+        }
+        Ok(Outcome::Transfer(Transfer {
+            kind,
+            offset,
+            len,
+            answer,
+        }))
     }
 
     /// Where a range of the disk begins, in bytes, if it is one.
@@ -137,50 +312,7 @@ impl Disk {
         Ok(())
     }
 
-    fn read(
-        &self,
-        chain: &Chain,
-        memory: &GuestMemory,
-        sector: u64,
-        len: u32,
-    ) -> Result<u32, Status> {
-        let offset = self.range(sector, len.into())?;
-        let result = with_slices(memory, chain.writable(), 0, len, |data| {
-            self.backend.read_at(data, offset)
-        });
-        self.host("read", result)?;
-        self.metrics.bytes_read.add_owned(len.into());
-        Ok(len)
-    }
-
-    fn write(&self, chain: &Chain, memory: &GuestMemory, sector: u64) -> Result<u32, Status> {
-        self.writable()?;
-        let len = chain.readable_len() - HEADER_SIZE;
-        let offset = self.range(sector, len.into())?;
-        let result = with_slices(memory, chain.readable(), HEADER_SIZE, len, |data| {
-            self.backend.write_at(data, offset)
-        });
-        self.host("write", result)?;
-        self.metrics.bytes_written.add_owned(len.into());
-        self.after_write()
-    }
-
-    fn after_write(&self) -> Result<u32, Status> {
-        if self.write_through {
-            self.host("flush", self.backend.flush())?;
-        }
-        Ok(0)
-    }
-
-    fn flush(&self) -> Result<u32, Status> {
-        self.flushes.add_owned(1);
-        if !self.ignore_flush && !self.backend.is_read_only() {
-            self.host("flush", self.backend.flush())?;
-        }
-        Ok(0)
-    }
-
-    fn get_id(&self, chain: &Chain, memory: &GuestMemory, len: u32) -> Result<u32, Status> {
+    fn get_id(&self, chain: &Chain, memory: &GuestMemory, len: u32) -> Result<Outcome, Status> {
         let mut id = [0; ID_SIZE];
         let known = self.serial.len().min(ID_SIZE);
         id[..known].copy_from_slice(&self.serial.as_bytes()[..known]);
@@ -193,7 +325,7 @@ impl Disk {
                 rest = later;
             }
         });
-        Ok(wanted)
+        Ok(Outcome::Written(wanted))
     }
 
     /// Reads the segments once, checks all of them, and only then has each carried out.
@@ -202,7 +334,7 @@ impl Disk {
         chain: &Chain,
         memory: &GuestMemory,
         carry_out: impl Fn(&Segment) -> Result<(), Status>,
-    ) -> Result<u32, Status> {
+    ) -> Result<Outcome, Status> {
         self.writable()?;
         let len = chain.readable_len() - HEADER_SIZE;
         let max = MAX_SEGMENTS * SEGMENT_SIZE as u32;
@@ -226,7 +358,10 @@ impl Disk {
         for segment in &segments {
             carry_out(segment)?;
         }
-        self.after_write()
+        if self.write_through {
+            self.host("flush", self.backend.flush())?;
+        }
+        Ok(Outcome::Written(0))
     }
 
     fn discard(&self, segment: &Segment) -> Result<(), Status> {

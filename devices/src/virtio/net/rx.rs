@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::{BATCH, Log, MIN_FRAME, header};
-use crate::backend::tap::{HEADER_SIZE, MAX_FRAME, MAX_PIECES, NetBackend, Offloads};
+use super::gate::Gate;
+use super::{BATCH, Log, MIN_FRAME, features, header};
+use crate::backend::net::{HEADER_SIZE, MAX_FRAME, MAX_PIECES, NetBackend, Offloads, Pieces};
 use crate::virtio::device::{GuestMemory, WorkerError};
-use crate::virtio::queue::{ActiveQueue, Chain, slices};
+use crate::virtio::queue::{ActiveQueue, Chain, each_slice};
 
 /// Header and frame, where the back end segments: some room for those of larger MTUs, which may go the longer way.
 const SEGMENT: u32 = 2048;
@@ -47,6 +48,8 @@ struct Frame {
     total: u32,
     /// Where its tail starts.
     direct: u32,
+    /// Whether the rate limit has let it through.
+    passed: bool,
 }
 
 /// Chains that were taken and not filled yet, none of them without room.
@@ -69,19 +72,21 @@ impl Room {
         Some(chain)
     }
 
-    /// The memory behind `len` bytes from `skip` on, in at most `pieces` pieces.
+    /// Adds the memory behind `len` bytes from `skip` on to `found`, which then has `pieces` pieces at most.
     fn slices<'a>(
         &self,
         memory: &'a GuestMemory,
         (mut skip, mut len): (u32, u32),
         pieces: usize,
-    ) -> Vec<VolatileSlice<'a>> {
-        let mut found = Vec::new();
+        found: &mut Pieces<'a>,
+    ) {
         for chain in &self.chains {
             let here = chain.writable_len();
             let part = here.saturating_sub(skip).min(len);
             if part > 0 {
-                found.extend(slices(memory, chain.writable(), skip, part));
+                each_slice(memory, chain.writable(), skip, part, |piece| {
+                    found.push(piece);
+                });
             }
             skip = skip.saturating_sub(here);
             len -= part;
@@ -90,12 +95,13 @@ impl Room {
             }
         }
         found.truncate(pieces);
-        found
     }
 
     fn write(&self, memory: &GuestMemory, at: u32, mut bytes: &[u8]) {
         let range = (at, bytes.len() as u32);
-        for slice in self.slices(memory, range, usize::MAX) {
+        let mut found = Pieces::new();
+        self.slices(memory, range, usize::MAX, &mut found);
+        for slice in found {
             let (now, later) = bytes.split_at(slice.len().min(bytes.len()));
             slice.copy_from(now);
             bytes = later;
@@ -111,15 +117,17 @@ enum Step {
     NoRoom,
     /// The back end has no frame, or failed.
     NoFrame,
+    /// The rate limit holds a frame back.
+    Held,
 }
 
 impl Receiver {
-    pub(super) fn new(queue: ActiveQueue, mergeable: bool, taken: Offloads, log: Arc<Log>) -> Self {
+    pub(super) fn new(queue: ActiveQueue, accepted: u64, taken: Offloads, log: Arc<Log>) -> Self {
         let whole = taken.tso4 || taken.tso6 || taken.ufo;
         Self {
             memory: queue.memory().clone(),
             queue,
-            mergeable,
+            mergeable: accepted & features::MRG_RXBUF != 0,
             taken,
             wanted: if whole { LONGEST } else { SEGMENT },
             room: Room::default(),
@@ -133,15 +141,19 @@ impl Receiver {
     }
 
     /// Delivers what has come, a batch of it at most.
-    pub(super) fn receive(&mut self, backend: &dyn NetBackend) -> Result<(), WorkerError> {
+    pub(super) fn receive(
+        &mut self,
+        backend: &dyn NetBackend,
+        gate: &mut Gate,
+    ) -> Result<(), WorkerError> {
         let mut budget = BATCH;
         self.queue.disable_notification()?;
         while budget > 0 {
             budget -= 1;
-            match self.step(backend)? {
+            match self.step(backend, gate)? {
                 Step::Moved => {}
-                // The back end's next edge tells of the next frame.
-                Step::NoFrame => return self.queue.notify(),
+                // The back end's next edge tells of the next frame, or the limit's timer when it may go.
+                Step::NoFrame | Step::Held => return self.queue.notify(),
                 Step::NoRoom => {
                     self.queue.notify()?;
                     if !self.queue.enable_notification()? {
@@ -155,9 +167,9 @@ impl Receiver {
         self.queue.come_back()
     }
 
-    fn step(&mut self, backend: &dyn NetBackend) -> Result<Step, WorkerError> {
+    fn step(&mut self, backend: &dyn NetBackend, gate: &mut Gate) -> Result<Step, WorkerError> {
         self.take_chains()?;
-        let frame = match self.held.take() {
+        let mut frame = match self.held.take() {
             Some(frame) => frame,
             None if self.room.chains.is_empty() => return Ok(Step::NoRoom),
             None => match self.read(backend) {
@@ -173,6 +185,11 @@ impl Receiver {
         if let Err(why) = self.check(frame) {
             self.log.dropped(why);
             return Ok(Step::Moved);
+        }
+        frame.passed = frame.passed || gate.pass(frame.total - HEADER_SIZE as u32)?;
+        if !frame.passed {
+            self.held = Some(frame);
+            return Ok(Step::Held);
         }
         self.deliver(frame)
     }
@@ -212,19 +229,24 @@ impl Receiver {
     /// Reads a frame: its header to us, the frame to the driver's room, what is left to the tail.
     fn read(&mut self, backend: &dyn NetBackend) -> io::Result<Frame> {
         const HEADER: u32 = HEADER_SIZE as u32;
-        // Two pieces are ours.
-        let direct = self
-            .room
-            .slices(&self.memory, (HEADER, LONGEST), MAX_PIECES - 2);
-        let direct_len: usize = direct.iter().map(VolatileSlice::len).sum();
-        let mut all = Vec::with_capacity(direct.len() + 2);
-        all.push(VolatileSlice::from(&mut self.header[..]));
-        all.extend(direct);
-        all.push(VolatileSlice::from(&mut self.tail[..]));
+        let mut all = Pieces::new();
+        all.push((&mut self.header[..]).into());
+        // The last piece is ours, too.
+        self.room
+            .slices(&self.memory, (HEADER, LONGEST), MAX_PIECES - 1, &mut all);
+        let direct_len: usize = all[1..].iter().map(VolatileSlice::len).sum();
+        all.push((&mut self.tail[..]).into());
         let total = backend.receive(&all)?;
+        let total = u32::try_from(total).unwrap_or(u32::MAX);
+        let direct = HEADER + direct_len as u32;
+        if total > direct {
+            // The next ones are to have their place ready.
+            self.wanted = self.wanted.max(total.min(LONGEST));
+        }
         Ok(Frame {
-            total: u32::try_from(total).unwrap_or(u32::MAX),
-            direct: HEADER + direct_len as u32,
+            total,
+            direct,
+            passed: false,
         })
     }
 

@@ -3,14 +3,14 @@
 //! The header is fetched once and checked; what the back end gets is made of the copy. The frame goes to the back end from
 //! where it lies.
 
+use std::io;
 use std::sync::Arc;
 
-use vm_memory::VolatileSlice;
-
+use super::gate::Gate;
 use super::{BATCH, Log, MIN_FRAME, features, header};
-use crate::backend::tap::{HEADER_SIZE, MAX_FRAME, MAX_PIECES, NetBackend};
+use crate::backend::net::{HEADER_SIZE, MAX_FRAME, MAX_PIECES, NetBackend, Pieces};
 use crate::virtio::device::{GuestMemory, WorkerError};
-use crate::virtio::queue::{ActiveQueue, Chain, slices};
+use crate::virtio::queue::{ActiveQueue, Chain, each_slice};
 
 /// The transmit queue at work.
 pub(super) struct Sender {
@@ -18,7 +18,23 @@ pub(super) struct Sender {
     memory: GuestMemory,
     chain: Chain,
     features: u64,
+    /// Whether a frame waits for the back end to have room.
+    blocked: bool,
     log: Arc<Log>,
+}
+
+/// Why a frame was not sent.
+enum Unsent {
+    /// It is none.
+    Dropped(&'static str),
+    /// There is no room for it now.
+    NoRoom,
+}
+
+impl From<&'static str> for Unsent {
+    fn from(why: &'static str) -> Self {
+        Self::Dropped(why)
+    }
 }
 
 impl Sender {
@@ -28,20 +44,45 @@ impl Sender {
             queue,
             chain: Chain::new(),
             features,
+            blocked: false,
             log,
         }
     }
 
+    /// Whether it waits for the back end to have room.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
     /// Sends what is available, a batch of it at most.
-    pub(super) fn send(&mut self, backend: &dyn NetBackend) -> Result<(), WorkerError> {
+    pub(super) fn send(
+        &mut self,
+        backend: &dyn NetBackend,
+        gate: &mut Gate,
+    ) -> Result<(), WorkerError> {
         let mut budget = BATCH;
+        // What passed the gate before it met a back end without room.
+        let mut passed = std::mem::take(&mut self.blocked);
         self.queue.disable_notification()?;
         loop {
             while budget > 0 && self.queue.pop(&mut self.chain)? {
                 budget -= 1;
-                if let Err(why) = self.send_one(backend) {
-                    self.log.dropped(why);
+                passed = passed || gate.pass(self.frame_len())?;
+                let sent = match passed {
+                    true => self.send_one(backend),
+                    false => Err(Unsent::NoRoom),
+                };
+                match sent {
+                    Ok(()) => {}
+                    Err(Unsent::Dropped(why)) => self.log.dropped(why),
+                    Err(Unsent::NoRoom) => {
+                        self.blocked = passed;
+                        self.queue.undo_pop(self.chain.head());
+                        // The back end or the limit's timer tells when to go on, the driver need not.
+                        return self.queue.notify();
+                    }
                 }
+                passed = false;
                 self.queue.push(self.chain.head(), 0)?;
             }
             self.queue.notify()?;
@@ -55,31 +96,49 @@ impl Sender {
         }
     }
 
-    /// Sends the frame of a chain, or tells why it is none.
-    fn send_one(&self, backend: &dyn NetBackend) -> Result<(), &'static str> {
+    /// What the chain counts for a limit: no more than the longest frame, for what is longer is not sent.
+    fn frame_len(&self) -> u32 {
+        let len = self.chain.readable_len().saturating_sub(HEADER_SIZE as u32);
+        len.min(MAX_FRAME as u32)
+    }
+
+    /// Sends the frame of a chain, or tells why not.
+    fn send_one(&self, backend: &dyn NetBackend) -> Result<(), Unsent> {
         let mut given = [0; HEADER_SIZE];
         let total = self.chain.readable_len();
         if self.chain.read_start(&self.memory, &mut given) < HEADER_SIZE {
-            return Err("the driver sends a header that is too short");
+            return Err("the driver sends a header that is too short".into());
         }
         let len = total - HEADER_SIZE as u32;
         if len < MIN_FRAME || len as usize > MAX_FRAME {
-            return Err("the driver sends a frame that is too short or too long");
+            return Err("the driver sends a frame that is too short or too long".into());
         }
         let mut checked = check(&given, len, self.features)?;
-        let frame = slices(&self.memory, self.chain.readable(), HEADER_SIZE as u32, len);
-        if frame.len() >= MAX_PIECES {
-            return Err("the driver sends a frame in too many pieces");
+        let mut packet = Pieces::new();
+        packet.push((&mut checked[..]).into());
+        each_slice(
+            &self.memory,
+            self.chain.readable(),
+            HEADER_SIZE as u32,
+            len,
+            |piece| {
+                packet.push(piece);
+            },
+        );
+        if packet.len() > MAX_PIECES {
+            return Err("the driver sends a frame in too many pieces".into());
         }
-        let mut packet = Vec::with_capacity(frame.len() + 1);
-        packet.push(VolatileSlice::from(&mut checked[..]));
-        packet.extend(frame);
-        if let Err(err) = backend.send(&packet) {
-            self.log.failed("sending", &err);
-        } else {
-            self.log.sent(len);
+        match backend.send(&packet) {
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => Err(Unsent::NoRoom),
+            Err(err) => {
+                self.log.failed("sending", &err);
+                Ok(())
+            }
+            Ok(()) => {
+                self.log.sent(len);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     pub(super) fn stop(self) -> ActiveQueue {

@@ -7,6 +7,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::bus::BusDevice;
 use crate::interrupt::InterruptLine;
 use crate::virtio::device::{
@@ -87,9 +89,23 @@ const INTERRUPT_CONFIG: u32 = 2;
 struct MmioState {
     line: Arc<dyn InterruptLine>,
     interrupt_status: AtomicU32,
+    /// Whether the host's kernel raises the interrupt, too. It sets no bit here: "used buffers" is then always said, and the
+    /// driver's look at its queues is all that it costs where it is not so.
+    by_kernel: AtomicBool,
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
     metrics: Arc<DeviceMetrics>,
+}
+
+impl MmioState {
+    fn interrupt_status(&self) -> u32 {
+        let used = if self.by_kernel.load(Ordering::SeqCst) {
+            INTERRUPT_USED
+        } else {
+            0
+        };
+        self.interrupt_status.load(Ordering::SeqCst) | used
+    }
 }
 
 impl VirtioInterrupt for MmioState {
@@ -107,6 +123,15 @@ impl VirtioInterrupt for MmioState {
         };
         self.interrupt_status.fetch_or(bit, Ordering::SeqCst);
         self.line.trigger()
+    }
+
+    fn irqfd(&self, source: InterruptSource) -> Option<&EventFd> {
+        let event = self.line.irqfd()?;
+        if source == InterruptSource::Config {
+            return None;
+        }
+        self.by_kernel.store(true, Ordering::SeqCst);
+        Some(event)
     }
 }
 
@@ -129,6 +154,7 @@ impl TransportState for MmioState {
 
     fn clear(&self) {
         self.needs_reset.store(false, Ordering::SeqCst);
+        self.by_kernel.store(false, Ordering::SeqCst);
         self.interrupt_status.store(0, Ordering::SeqCst);
     }
 }
@@ -174,6 +200,7 @@ impl MmioTransport {
         let state = Arc::new(MmioState {
             line,
             interrupt_status: AtomicU32::new(0),
+            by_kernel: AtomicBool::new(false),
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU32::new(0),
             metrics: metrics.clone(),
@@ -218,7 +245,7 @@ impl MmioTransport {
             MAGIC_VALUE => MAGIC,
             VERSION => self::VERSION,
             VENDOR_ID => VENDOR,
-            INTERRUPT_STATUS => self.state.interrupt_status.load(Ordering::SeqCst),
+            INTERRUPT_STATUS => self.state.interrupt_status(),
             CONFIG_GENERATION => self.state.config_generation.load(Ordering::SeqCst),
             SHM_LEN_LOW..=SHM_BASE_HIGH => u32::MAX,
             _ => {

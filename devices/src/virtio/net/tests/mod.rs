@@ -1,27 +1,36 @@
 //! The device, driven by a hand-written ring over a back end in memory.
 
+mod limits;
+mod pairs;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
-use crate::backend::tap::{HEADER_SIZE, MAX_FRAME};
+use crate::backend::net::{HEADER_SIZE, MAX_FRAME};
 use crate::virtio::Notification;
 use crate::virtio::device::{GuestMemory, InterruptSource, VirtioInterrupt};
 
 /// More than a batch.
 const SIZE: u16 = 128;
-const RINGS: [u64; 2] = [0x1000, 0x5000];
-const BUFFERS: u64 = 0x1_0000;
+const RX: u16 = 0;
+const TX: u16 = 1;
+const BUFFERS: u64 = 0x10_0000;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const HEADER: usize = HEADER_SIZE;
+
+/// Where a queue's rings are.
+fn rings(queue: u16) -> u64 {
+    0x1000 + 0x4000 * u64::from(queue)
+}
 
 /// Keeps what is sent, gives what it is given.
 struct Backend {
@@ -32,7 +41,18 @@ struct Backend {
     /// The error of all calls, where there is one.
     broken: Mutex<Option<i32>>,
     set: Mutex<Option<Offloads>>,
+    enabled: AtomicBool,
+    /// Frames for which it has room; it is asked to write when there is more.
+    space: AtomicU64,
+    takes: Offloads,
 }
+
+const MOST: Offloads = Offloads {
+    csum: true,
+    tso4: true,
+    tso6: true,
+    ufo: false,
+};
 
 impl Backend {
     fn fail(&self) -> io::Result<()> {
@@ -40,6 +60,24 @@ impl Backend {
             Some(code) => Err(io::Error::from_raw_os_error(code)),
             None => Ok(()),
         }
+    }
+
+    fn new(broken: Option<i32>, takes: Offloads) -> Arc<Self> {
+        Arc::new(Self {
+            event: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            sent: Mutex::default(),
+            frames: Mutex::default(),
+            reads: AtomicU64::new(0),
+            broken: Mutex::new(broken),
+            set: Mutex::default(),
+            enabled: AtomicBool::new(false),
+            space: AtomicU64::new(u64::MAX),
+            takes,
+        })
+    }
+
+    fn enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
     }
 
     fn give(&self, header: [u8; HEADER], frame: &[u8]) {
@@ -51,6 +89,11 @@ impl Backend {
 impl NetBackend for Backend {
     fn send(&self, packet: &[VolatileSlice<'_>]) -> io::Result<()> {
         self.fail()?;
+        let space = self.space.load(Ordering::Relaxed);
+        if space == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.space.store(space - 1, Ordering::Relaxed);
         let mut bytes = Vec::new();
         for slice in packet {
             let mut piece = vec![0; slice.len()];
@@ -79,18 +122,23 @@ impl NetBackend for Backend {
         self.event.as_raw_fd()
     }
 
+    fn takes(&self) -> Offloads {
+        self.takes
+    }
+
     fn offloads(&self) -> Offloads {
-        Offloads {
-            csum: true,
-            tso4: true,
-            tso6: true,
-            ufo: false,
-        }
+        self.takes
     }
 
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.fail()?;
         *self.set.lock().unwrap() = Some(offloads);
+        Ok(())
+    }
+
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        self.fail()?;
+        self.enabled.store(enabled, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -105,15 +153,42 @@ impl VirtioInterrupt for Interrupts {
     }
 }
 
-/// A driver with both queues, and its device.
+/// What a driver and its device are to be.
+struct Setup {
+    accepted: u64,
+    broken: Option<i32>,
+    limit: RateLimit,
+    pairs: usize,
+    /// The queues that the driver sets up.
+    queues: Vec<u16>,
+    takes: Offloads,
+}
+
+impl Setup {
+    fn new(accepted: u64) -> Self {
+        Self {
+            accepted,
+            broken: None,
+            limit: RateLimit::default(),
+            pairs: 1,
+            queues: vec![RX, TX],
+            takes: MOST,
+        }
+    }
+}
+
+/// A driver with its queues, and its device.
 struct Driver {
     memory: GuestMemory,
+    /// The first pair's.
     backend: Arc<Backend>,
+    backends: Vec<Arc<Backend>>,
     interrupts: Arc<Interrupts>,
-    notifications: Vec<Arc<Notification>>,
+    notifications: Vec<(u16, Arc<Notification>)>,
     metrics: Arc<DeviceMetrics>,
+    device: Net,
     worker: Option<Box<dyn VirtioWorker>>,
-    next: [u16; 2],
+    next: [u16; 17],
     free: u64,
 }
 
@@ -128,20 +203,24 @@ impl Driver {
     }
 
     fn try_new(accepted: u64, broken: Option<i32>) -> Result<Self, ActivateError> {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
-        let backend = Arc::new(Backend {
-            event: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
-            sent: Mutex::default(),
-            frames: Mutex::default(),
-            reads: AtomicU64::new(0),
-            broken: Mutex::new(broken),
-            set: Mutex::default(),
-        });
+        Self::with(Setup {
+            broken,
+            ..Setup::new(accepted)
+        })
+    }
+
+    fn with(setup: Setup) -> Result<Self, ActivateError> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap();
+        let backends: Vec<_> = (0..setup.pairs)
+            .map(|_| Backend::new(setup.broken, setup.takes))
+            .collect();
         let interrupts = Arc::new(Interrupts::default());
         let mut notifications = Vec::new();
-        let queues = (0..)
-            .zip(RINGS)
-            .map(|(index, at)| {
+        let queues = setup
+            .queues
+            .into_iter()
+            .map(|index| {
+                let at = rings(index);
                 let mut queue = Queue::new(SIZE).unwrap();
                 let part = |offset| GuestAddress(at + offset);
                 queue.try_set_desc_table_address(part(0)).unwrap();
@@ -149,7 +228,7 @@ impl Driver {
                 queue.try_set_used_ring_address(part(0x2000)).unwrap();
                 queue.set_ready(true);
                 let event = Arc::new(Notification::new().unwrap());
-                notifications.push(event.clone());
+                notifications.push((index, event.clone()));
                 ActiveQueue::new(index, queue, memory.clone(), interrupts.clone(), event).unwrap()
             })
             .collect();
@@ -157,23 +236,30 @@ impl Driver {
             name: "net0".into(),
             mac: [2, 0, 0, 0, 0, 1],
             mtu: None,
+            limit: setup.limit,
         };
-        let mut device = Net::new(config, backend.clone());
+        let of_pairs = backends
+            .iter()
+            .map(|backend| backend.clone() as _)
+            .collect();
+        let mut device = Net::new(config, of_pairs).unwrap();
         let metrics = Arc::new(DeviceMetrics::new("net0", device.device_type(), Vec::new()));
         let worker = device.activate(ActivationContext {
-            features: accepted,
+            features: setup.accepted,
             queues,
             interrupt: interrupts.clone(),
             metrics: metrics.clone(),
         })?;
         Ok(Self {
             memory,
-            backend,
+            backend: backends[0].clone(),
+            backends,
             interrupts,
             notifications,
             metrics,
+            device,
             worker: Some(worker),
-            next: [0; 2],
+            next: [0; 17],
             free: BUFFERS,
         })
     }
@@ -183,12 +269,12 @@ impl Driver {
     }
 
     fn avail(&self, queue: u16) -> u64 {
-        RINGS[usize::from(queue)] + 0x1000
+        rings(queue) + 0x1000
     }
 
     /// Makes a chain available; where its buffers are. Descriptors are used by turns: a head is the number of its first.
     fn add(&mut self, queue: u16, buffers: &[(u32, u16)]) -> Vec<u64> {
-        let table = RINGS[usize::from(queue)];
+        let table = rings(queue);
         let head = self.next[usize::from(queue)];
         let mut places = Vec::new();
         for (at, (len, flags)) in (0..).zip(buffers) {
@@ -225,14 +311,18 @@ impl Driver {
 
     /// Makes a packet available, in one piece.
     fn send(&mut self, header: &[u8], frame: &[u8]) {
+        self.send_on(TX, header, frame);
+    }
+
+    fn send_on(&mut self, queue: u16, header: &[u8], frame: &[u8]) {
         let packet = [header, frame].concat();
-        let at = self.add(TX, &[(packet.len() as u32, 0)])[0];
+        let at = self.add(queue, &[(packet.len() as u32, 0)])[0];
         self.memory.write_slice(&packet, GuestAddress(at)).unwrap();
     }
 
     /// All that was given back: heads and lengths.
     fn used(&self, queue: u16) -> Vec<(u32, u32)> {
-        let used = RINGS[usize::from(queue)] + 0x2000;
+        let used = rings(queue) + 0x2000;
         let count: u16 = self.memory.read_obj(GuestAddress(used + 2)).unwrap();
         (0..u64::from(count))
             .map(|at| {
@@ -270,7 +360,9 @@ impl Driver {
 
     /// Whether the device asked to be called again.
     fn comes_back(&self, queue: u16) -> bool {
-        self.notifications[usize::from(queue)].take()
+        let mut events = self.notifications.iter();
+        let event = events.find(|(index, _)| *index == queue);
+        event.unwrap().1.take()
     }
 }
 
@@ -305,8 +397,9 @@ fn features_are_those_of_back_end_and_configuration() {
             name: "n".into(),
             mac: [2, 3, 4, 5, 6, 7],
             mtu,
+            limit: RateLimit::default(),
         };
-        Net::new(config, driver.backend.clone())
+        Net::new(config, vec![driver.backend.clone()]).unwrap()
     };
     let offered = device(None).device_features();
     assert_eq!(offered & ALL, ALL);

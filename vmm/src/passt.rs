@@ -1,0 +1,467 @@
+//! User networking: `passt` as a helper process, which does in sockets of its own what a guest wants of the network.
+//!
+//! It is started when the VM is built, and has answered before the guest runs. Frames go over a socket pair, of which it has one
+//! end as its standard input. It ends with that connection, so that it does not outlive the VM however that ends; dropping
+//! [`Passt`] ends it in any case. What it has to say goes to the log, by the control thread. It is not tied to a thread's end
+//! (PR_SET_PDEATHSIG): the thread that builds a VM need not be the one that runs it.
+
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use log::Level;
+use thiserror::Error;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::config::{Forward, Protocol};
+
+const PROGRAM: &str = "passt";
+
+/// How long it may take to answer. On a host without IPv4 it never does, and is taken to be there when it has not ended.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The longest message of its that is kept in one piece.
+const MAX_MESSAGE: usize = 4096;
+
+/// What it says about itself where there is no system log.
+const NOISE: &str = "to syslog";
+
+/// Why there is no user networking.
+#[derive(Debug, Error)]
+pub enum PasstError {
+    /// The program cannot be started.
+    #[error("cannot start {PROGRAM}")]
+    Start(#[source] io::Error),
+    /// It ended at once.
+    #[error("{PROGRAM} has ended, saying \"{message}\"")]
+    Ended {
+        /// What it said.
+        message: String,
+    },
+    /// The host failed.
+    #[error("cannot talk to {PROGRAM}")]
+    Host(#[from] io::Error),
+}
+
+impl PasstError {
+    /// What a person can do about it.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Start(source) if source.kind() == io::ErrorKind::NotFound => Some(
+                "install it: apt-get install passt; or use a tap: --net tap=NAME".into(),
+            ),
+            Self::Ended { message } if message.contains("interface not usable") => Some(
+                "it takes the guest's addresses from the interface with the host's default route, and there is none: see ip route"
+                    .into(),
+            ),
+            Self::Ended { message } if message.contains("bind") || message.contains("port") => Some(
+                "another program has a forwarded port, or it is below 1024 and ampoule is not root: see ss -lntu".into(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// What it is to do.
+#[derive(Debug, Clone)]
+pub(crate) struct PasstConfig<'a> {
+    /// The network interface's name, for messages.
+    pub(crate) name: &'a str,
+    /// The guest's Ethernet address.
+    pub(crate) mac: [u8; 6],
+    /// What the guest is to be told, if anything else than passt's own.
+    pub(crate) mtu: Option<u16>,
+    /// The ports that lead into the guest.
+    pub(crate) forward: &'a [Forward],
+}
+
+/// The helper of one network interface. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Passt {
+    child: Child,
+    name: String,
+    stderr: ChildStderr,
+    /// A message of which the end has not come yet.
+    message: Vec<u8>,
+}
+
+impl Passt {
+    /// Starts it, and waits until it answers; with it comes the socket for the guest's frames.
+    ///
+    /// # Errors
+    /// [`PasstError`].
+    pub(crate) fn start(config: &PasstConfig<'_>) -> Result<(Self, UnixStream), PasstError> {
+        let mut command = Command::new(PROGRAM);
+        command.args(arguments(config));
+        Self::run(command, config)
+    }
+
+    fn run(
+        mut command: Command,
+        config: &PasstConfig<'_>,
+    ) -> Result<(Self, UnixStream), PasstError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        command
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .current_dir("/")
+            // Not in the terminal's group: ^C is for the guest, which may want its network until it has ended.
+            .process_group(0);
+        let mut child = command.spawn().map_err(PasstError::Start)?;
+        // The command holds the other end of the connection, by which its end would go unnoticed.
+        drop(command);
+        let stderr = child.stderr.take();
+        let stderr = stderr.ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        let mut passt = Self {
+            child,
+            name: config.name.to_owned(),
+            stderr,
+            message: Vec::new(),
+        };
+        match wait_for_answer(&ours, config.mac) {
+            Ok(()) => {
+                set_nonblocking(&passt.stderr)?;
+                passt.log(Level::Info);
+                Ok((passt, ours))
+            }
+            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Err(passt.last_words()),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// Why it has ended.
+    fn last_words(mut self) -> PasstError {
+        let mut said = Vec::new();
+        // Its end of the connection has gone, and what it had to say is in the pipe. It is not waited for without end.
+        let killed = self.child.kill();
+        if let Err(err) = killed {
+            return err.into();
+        }
+        let read = (&mut self.stderr).take(1 << 16).read_to_end(&mut said);
+        if let Err(err) = read {
+            return err.into();
+        }
+        let said = String::from_utf8_lossy(&said);
+        let message = said.lines().filter_map(worth_saying).next_back();
+        PasstError::Ended {
+            message: message.unwrap_or("nothing").to_owned(),
+        }
+    }
+
+    /// Logs what it has said; `false` when it has ended. What it says of its start is of less weight than what comes later.
+    fn log(&mut self, level: Level) -> bool {
+        let mut bytes = [0; MAX_MESSAGE];
+        // What there is more of wakes the control thread again.
+        match self.stderr.read(&mut bytes) {
+            Ok(0) => {
+                self.say(level);
+                let status = match self.child.try_wait() {
+                    Ok(Some(status)) => format!(": {status}"),
+                    _ => String::new(),
+                };
+                log::error!("{}: {PROGRAM} has ended{status}", self.name);
+                false
+            }
+            Ok(count) => {
+                for byte in &bytes[..count] {
+                    match byte {
+                        b'\n' => self.say(level),
+                        _ if self.message.len() < MAX_MESSAGE => self.message.push(*byte),
+                        _ => {}
+                    }
+                }
+                true
+            }
+            Err(err) => matches!(
+                err.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ),
+        }
+    }
+
+    fn say(&mut self, level: Level) {
+        let message = String::from_utf8_lossy(&self.message);
+        if let Some(message) = worth_saying(&message) {
+            log::log!(level, "{}: {PROGRAM}: {message}", self.name);
+        }
+        self.message.clear();
+    }
+}
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        // It is a child until it has been waited for: its number is nobody else's.
+        if let Err(err) = self.child.kill().and_then(|()| self.child.wait()) {
+            log::warn!("{}: cannot end {PROGRAM}: {err}", self.name);
+        }
+    }
+}
+
+fn worth_saying(message: &str) -> Option<&str> {
+    let message = message.trim();
+    let printable = !message.is_empty() && !message.chars().any(char::is_control);
+    (printable && !message.ends_with(NOISE)).then_some(message)
+}
+
+fn arguments(config: &PasstConfig<'_>) -> Vec<String> {
+    let mut arguments: Vec<String> = ["--foreground", "--stderr", "--quiet", "--one-off"]
+        .map(String::from)
+        .into();
+    arguments.extend(["--fd".into(), "0".into()]);
+    if let Some(mtu) = config.mtu {
+        arguments.extend(["--mtu".into(), mtu.to_string()]);
+    }
+    for forward in config.forward {
+        let option = match forward.protocol {
+            Protocol::Tcp => "--tcp-ports",
+            Protocol::Udp => "--udp-ports",
+        };
+        // Without an address, it would be content with what it gets of IPv4 and IPv6, and say nothing of the other.
+        let address = forward.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let ports = format!("{address}/{}:{}", forward.host, forward.guest);
+        arguments.extend([option.into(), ports]);
+    }
+    arguments
+}
+
+/// Asks for an address that no host has, as the guest, and waits for the answer, which passt gives for all of them.
+fn wait_for_answer(socket: &UnixStream, mac: [u8; 6]) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut socket = socket;
+    let sent = socket.write_all(&question(mac));
+    // It may have ended by now, which the next read tells.
+    if let Err(err) = sent
+        && err.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Err(err);
+    }
+    loop {
+        let mut prefix = [0; 4];
+        let wait = deadline.saturating_duration_since(Instant::now());
+        socket.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
+        match socket.read_exact(&mut prefix) {
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                log::debug!("{PROGRAM} does not answer, as it would by IPv4");
+                return Ok(());
+            }
+            // It ended without having read the question.
+            Err(err) if err.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            other => other?,
+        }
+        // A frame of a host's other end is short here; what is longer is none of passt's.
+        let len = u32::from_be_bytes(prefix).min(1 << 16) as usize;
+        let mut frame = vec![0; len];
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.read_exact(&mut frame)?;
+        if frame.get(12..14) == Some(&ARP) {
+            return Ok(());
+        }
+    }
+}
+
+const ARP: [u8; 2] = [0x08, 0x06];
+
+/// A frame with its length: who has 240.0.0.1? (RFC 826; the address is one that is reserved, and nobody's.)
+fn question(mac: [u8; 6]) -> Vec<u8> {
+    const SIZE: u32 = 42;
+    let mut frame = SIZE.to_be_bytes().to_vec();
+    frame.extend([0xff; 6]);
+    frame.extend(mac);
+    frame.extend(ARP);
+    // Ethernet, IPv4, their lengths, a request.
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend([0; 4]);
+    frame.extend([0; 6]);
+    frame.extend([240, 0, 0, 1]);
+    frame
+}
+
+fn set_nonblocking(file: &impl AsRawFd) -> io::Result<()> {
+    let fd = file.as_raw_fd();
+    // SAFETY: takes no pointer.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    // SAFETY: takes no pointer.
+    let set = unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) };
+    match (flags, set) {
+        (-1, _) | (_, -1) => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// What the control thread waits on for the helpers of a VM's machines.
+pub(crate) struct HelperWatch(Epoll);
+
+impl HelperWatch {
+    /// One that waits for nobody.
+    ///
+    /// # Errors
+    /// The host has no descriptors left.
+    pub(crate) fn new() -> io::Result<Self> {
+        Epoll::new().map(Self)
+    }
+
+    /// Waits for a helper, until it goes.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(crate) fn add(&self, helper: &Passt) -> io::Result<()> {
+        let fd = helper.stderr.as_raw_fd();
+        let event = EpollEvent::new(EventSet::IN, fd as u64);
+        self.0.ctl(ControlOperation::Add, fd, event)
+    }
+
+    /// Lets those helpers speak that have something to say.
+    pub(crate) fn dispatch(&self, helpers: &mut [Passt]) {
+        let mut events = [EpollEvent::default(); 8];
+        let ready = self.0.wait(0, &mut events).unwrap_or_default();
+        for event in &events[..ready] {
+            let fd = event.data() as RawFd;
+            let helper = helpers.iter_mut().find(|it| it.stderr.as_raw_fd() == fd);
+            if helper.is_none_or(|helper| !helper.log(Level::Warn)) {
+                let removed = self
+                    .0
+                    .ctl(ControlOperation::Delete, fd, EpollEvent::default());
+                if let Err(err) = removed {
+                    log::debug!("a helper was not waited for: {err}");
+                }
+            }
+        }
+    }
+}
+
+impl AsRawFd for HelperWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config<'a>(forward: &'a [Forward]) -> PasstConfig<'a> {
+        PasstConfig {
+            name: "net0",
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: Some(9000),
+            forward,
+        }
+    }
+
+    /// Runs a shell in passt's place.
+    fn shell(script: &str) -> Result<(Passt, UnixStream), PasstError> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        Passt::run(command, &config(&[]))
+    }
+
+    #[test]
+    fn ports_become_arguments() {
+        let forward = ["8080:80", "udp:127.0.0.1:5353:53"].map(|text| text.parse().unwrap());
+        let all = arguments(&config(&forward)).join(" ");
+        let end = "--fd 0 --mtu 9000 --tcp-ports 0.0.0.0/8080:80 --udp-ports 127.0.0.1/5353:53";
+        assert!(all.ends_with(end), "{all}");
+    }
+
+    #[test]
+    fn a_helper_that_answers_is_used_and_ends_with_its_owner() {
+        // It gives back the question, which is as good as an answer; and it would never end.
+        let (passt, mut socket) = shell("trap '' HUP TERM; exec cat >&0").unwrap();
+        socket.write_all(b"frame").unwrap();
+        let mut got = [0; 5];
+        socket.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"frame");
+        let pid = passt.child.id();
+        drop(passt);
+        assert_eq!(socket.read(&mut got).unwrap(), 0);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn a_helper_that_ends_is_quoted() {
+        for (script, message) in [
+            (
+                "echo one >&2; echo 'Failed to send 3 bytes to syslog' >&2; exit 1",
+                "one",
+            ),
+            ("printf 'one\\ntwo\\n' >&2; exit 1", "two"),
+            ("exit 0", "nothing"),
+        ] {
+            match shell(script) {
+                Err(PasstError::Ended { message: said }) => assert_eq!(said, message, "{script}"),
+                other => panic!("{script}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_helper_says_is_read_as_it_comes() {
+        let watch = HelperWatch::new().unwrap();
+        let (passt, socket) =
+            shell("cat <&0 >&0; head -c 100000 /dev/zero >&2; echo >&2; echo gone >&2").unwrap();
+        watch.add(&passt).unwrap();
+        let mut helpers = [passt];
+        watch.dispatch(&mut helpers);
+        drop(socket);
+        // Until it has been read to its end, and is waited for no longer.
+        let mut event = [EpollEvent::default()];
+        let mut reads = 0;
+        loop {
+            watch.0.wait(-1, &mut event).unwrap();
+            let helper = &mut helpers[0];
+            assert!(helper.message.len() <= MAX_MESSAGE);
+            reads += 1;
+            if !helper.log(Level::Warn) {
+                break;
+            }
+        }
+        assert!(reads > 100_000 / MAX_MESSAGE, "{reads}");
+        watch.dispatch(&mut helpers);
+        assert_eq!(watch.0.wait(0, &mut event).unwrap(), 0);
+    }
+
+    #[test]
+    fn nonsense_is_not_an_answer() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&[0xff; 4]).unwrap();
+        theirs.write_all(&[0; 1000]).unwrap();
+        drop(theirs);
+        let err = wait_for_answer(&ours, [2, 0, 0, 0, 0, 1]).unwrap_err();
+        assert!(matches!(
+            err.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+        ));
+        let asked = question([2, 0, 0, 0, 0, 1]);
+        assert_eq!(asked.len(), 4 + 42);
+        assert_eq!(asked[..4], [0, 0, 0, 42]);
+    }
+
+    #[test]
+    fn every_end_has_a_remedy() {
+        let missing = PasstError::Start(io::ErrorKind::NotFound.into());
+        assert!(missing.remedy().unwrap().contains("apt-get install passt"));
+        let ended = |message: &str| {
+            let message = message.to_owned();
+            PasstError::Ended { message }.remedy()
+        };
+        assert!(
+            ended("External interface not usable")
+                .unwrap()
+                .contains("ip route")
+        );
+        assert!(
+            ended("Failed to bind any port for '-t 80:80', exiting")
+                .unwrap()
+                .contains("ss -lntu")
+        );
+        assert_eq!(ended("something else"), None);
+    }
+}
