@@ -5,9 +5,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -132,6 +133,31 @@ pub(crate) struct Vm {
     seen: Vec<u8>,
     /// The child's end of the terminal, kept open so that its settings can be read after the child's end.
     terminal: Option<OwnedFd>,
+}
+
+/// Connects as soon as somebody listens.
+pub(crate) fn connect(path: &Path) -> UnixStream {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => {
+                stream
+                    .set_read_timeout(Some(Duration::from_secs(60)))
+                    .unwrap();
+                return stream;
+            }
+            Err(err)
+                if matches!(
+                    err.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                ) =>
+            {
+                assert!(Instant::now() < deadline, "nobody listens: {err}");
+                std::thread::yield_now();
+            }
+            Err(err) => panic!("cannot connect: {err}"),
+        }
+    }
 }
 
 /// `ampoule run` of a guest with 64 MiB.
@@ -272,6 +298,12 @@ impl Vm {
     /// The process; its number is its own until the end has been seen.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Gives the terminal another size.
+    pub(crate) fn resize(&self, cols: u16, rows: u16) {
+        let terminal = self.terminal.as_ref().expect("it has no terminal");
+        set_size(terminal.as_raw_fd(), cols, rows).expect("the terminal has no size");
     }
 
     /// Sends a signal.
@@ -461,6 +493,21 @@ impl Settings {
     }
 }
 
+fn set_size(terminal: RawFd, cols: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the call reads one `winsize`.
+    match unsafe { libc::ioctl(terminal, libc::TIOCSWINSZ, &size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// 80 columns, 24 rows.
 fn open_terminal() -> io::Result<(File, OwnedFd)> {
     let (mut controller, mut terminal) = (-1, -1);
     // SAFETY: the first two pointers are valid for the descriptors that the call writes; the others may be null.
@@ -480,6 +527,7 @@ fn open_terminal() -> io::Result<(File, OwnedFd)> {
         // SAFETY: takes no pointer. A child of another test must not hold this terminal open.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
+    set_size(terminal, 80, 24)?;
     // SAFETY: the call returned both descriptors, which nobody else owns.
     Ok(unsafe {
         (

@@ -1,15 +1,14 @@
 //! The serial port in both directions: nothing is lost, whatever the pace, and nobody is held up.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use ampoule_tests::guests;
 
+pub(crate) use crate::driver::connect;
 use crate::driver::{Vm, argument, finish, run_guest};
 
 /// Length of the lines that the flood guest prints.
@@ -199,31 +198,6 @@ pub(crate) fn a_file_in_the_place_of_the_socket_is_kept() {
     command.arg("--serial").arg(argument("socket:", &path));
     finish(command).expect_code(125).expect_error("console");
     assert_eq!(fs::read_to_string(path).unwrap(), "precious");
-}
-
-/// Connects as soon as somebody listens.
-pub(crate) fn connect(path: &Path) -> UnixStream {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        match UnixStream::connect(path) {
-            Ok(stream) => {
-                stream
-                    .set_read_timeout(Some(Duration::from_secs(60)))
-                    .unwrap();
-                return stream;
-            }
-            Err(err)
-                if matches!(
-                    err.kind(),
-                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
-                ) =>
-            {
-                assert!(Instant::now() < deadline, "nobody listens: {err}");
-                std::thread::yield_now();
-            }
-            Err(err) => panic!("cannot connect: {err}"),
-        }
-    }
 }
 
 /// Reads up to `text`, byte by byte, so that nothing after it is lost.
