@@ -10,6 +10,7 @@ use ampoule_devices::virtio::block::MAX_QUEUES;
 use ampoule_devices::virtio::net::MAX_PAIRS;
 use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 
+use crate::passt::MAX_MTU;
 use crate::resource_allocator::MAX_DEVICES;
 
 use super::{
@@ -116,6 +117,16 @@ pub enum ConfigError {
         name: String,
         /// The key.
         key: &'static str,
+    },
+    /// A maximum transmission unit above that of user networking.
+    #[error("{name} has an MTU of {mtu}, and {max} is the most with user networking")]
+    NetUserMtu {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        mtu: u16,
+        /// The most.
+        max: u16,
     },
     /// Forwarded ports without user networking.
     #[error("{name} forwards ports, which only user networking does")]
@@ -295,6 +306,7 @@ impl ConfigError {
             Self::BurstAlone { key, .. } => Some(format!("give {key}, the rate in a second, too")),
             Self::NetTapTwice { .. }
             | Self::NetForwardTwice { .. }
+            | Self::NetUserMtu { .. }
             | Self::NetMtu { .. }
             | Self::CmdlineTooLong { .. }
             | Self::CmdlineNul { .. }
@@ -446,6 +458,10 @@ impl VmConfig {
                     if there {
                         return Err(ConfigError::NetUser { name, key });
                     }
+                }
+                if let Some(mtu) = interface.mtu.filter(|mtu| *mtu > MAX_MTU) {
+                    let max = MAX_MTU;
+                    return Err(ConfigError::NetUserMtu { name, mtu, max });
                 }
             } else if !interface.forward.is_empty() {
                 return Err(ConfigError::NetForward { name });
@@ -783,6 +799,14 @@ mod tests {
                 ..user(&[])
             },
         );
+        let large = NetConfig {
+            mtu: Some(MAX_MTU + 1),
+            ..user(&[])
+        };
+        assert!(matches!(
+            with(vec![large]),
+            Err(ConfigError::NetUserMtu { .. })
+        ));
         for (config, key) in [(vhost, "vhost"), (queues, "queues")] {
             let expected = ConfigError::NetUser { name: name(), key };
             assert_eq!(with(vec![config]), Err(expected));
