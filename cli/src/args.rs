@@ -147,11 +147,13 @@ pub(crate) struct RunArgs {
 
     /// A disk, as path=IMAGE with more keys after commas; several times for several disks
     ///
-    /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates a sparse image
-    /// where there is none; engine=sync|io_uring, what moves the data, else the one that measures best; direct goes past the host's page cache; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
-    /// serial=TEXT; id=NAME, for messages; queues=N; poll=20us, how
-    /// long to watch a busy disk for its next request; lock=off to share a disk at one's own risk. The image is raw, whatever it
-    /// holds. SIGUSR2 has all images' sizes looked at again, and the guest told of what has grown. A comma in a value is doubled.
+    /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates an image where
+    /// there is none; format=raw|qcow2, raw whatever it holds unless it says; backing=allow lets a qcow2 image name other files;
+    /// engine=sync|io_uring, what moves the data, else the one that measures best; direct goes past the host's page cache;
+    /// cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time; iops=N and bandwidth=SIZE, the
+    /// most requests and bytes in a second, with iops-burst=N and bandwidth-burst=SIZE at once after a rest; serial=TEXT; id=NAME,
+    /// for messages; queues=N; poll=20us, how long to watch a busy disk for its next request; lock=off to share a disk at one's own
+    /// risk. A comma in a value is doubled. SIGUSR2 has all images' sizes looked at again, and the guest told of what has grown.
     #[arg(long, value_name = "path=IMAGE,…", help_heading = DEVICES, value_parser = disk_arg::parse)]
     disk: Vec<DiskConfig>,
     /// A network interface, as user, tap=NAME or fd=N with more keys after commas; several times for several interfaces

@@ -301,7 +301,7 @@ mod tests {
     fn what_is_printed_is_read_again() {
         let text = "kernel = \"/k\"\ninitrd = \"/i\"\nappend = \"a\\\"b\"\nhugepages = \"2M\"\n\
                     serial = \"socket:/s\"\nconsole = \"pty\"\ntimeout = \"90s\"\ntimeline = \"-\"\nmetrics = \"/m\"\nlog-file = \"/l\"\nlog-level = \"trace\"\nrng = false\n\
-                    [[disk]]\npath = \"/d\"\nqueues = 2\nengine = \"io_uring\"\ndirect = true\nlock = false\nsize = \"1G\"\ncache = \"unsafe\"\n\
+                    [[disk]]\npath = \"/d\"\nformat = \"qcow2\"\nbacking = \"allow\"\nqueues = 2\nengine = \"io_uring\"\ndirect = true\niops = 100\nbandwidth = \"1M\"\nbandwidth-burst = \"8M\"\nlock = false\nsize = \"1G\"\ncache = \"unsafe\"\n\
                     [[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:01\"\nmtu = 1400\nqueues = 2\npps = 1000\nbandwidth = \"10M\"\nbandwidth-burst = \"1M\"\n[[net]]\nuser = true\nforward = [\"8080:80\", \"udp:53:53\"]\n[[net]]\nfd = 3\nvhost = true\nid = \"lan\"\n\
                     [vsock]\ncid = 3\nsocket = \"/v\"\n";
         let config = parse(text).unwrap();

@@ -14,6 +14,8 @@ macro_rules! guests {
 guests! {
     /// Walks the ACPI tables, prints their signatures, checks their sums, and prints `PASS`.
     ACPI_WALK = "acpi_walk";
+    /// Starts another vCPU, which crashes: `tN` by a triple fault, `iN` by an `int3`; N is its APIC ID.
+    AP_CRASH = "ap_crash";
     /// Prints `cmdline: …`, `modules: N`, and `initrd at A size N sum N` (the sum of all bytes).
     CMDLINE_ECHO = "cmdline_echo";
     /// Sets marks 1, 2, 3 on the debug port, the first with its first instructions, and powers off.
@@ -62,6 +64,10 @@ guests! {
     /// `op=r|w size=N depth=N batches=N`: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`. `op=n first=N
     /// slots=N`: writes and flushes numbered blocks for ever, and prints each number then.
     VIRTIO_BLOCK = "virtio_block";
+    /// Sends frames by a network interface, as its command line says, and prints `begin`, `end` and `PASS`.
+    VIRTIO_NET = "virtio_net";
+    /// `memory=MIB`: breaks every rule of virtio against each device that it finds; `case N DEVICE WHAT: ok`, `PASS`.
+    VIRTIO_HOSTILE = "virtio_hostile";
 }
 
 /// The floor of a start: a C program that makes a VM, a vCPU and 128 MiB of memory, and runs one instruction.
@@ -97,7 +103,11 @@ mod tests {
                 .unwrap()
                 .windows(note.len())
                 .any(|bytes| bytes == note);
-            assert_eq!(found, ![LINUX64, VIRTIO_BLOCK].contains(guest), "{guest}");
+            assert_eq!(
+                found,
+                ![LINUX64, VIRTIO_BLOCK, VIRTIO_NET, VIRTIO_HOSTILE].contains(guest),
+                "{guest}"
+            );
         }
     }
 }

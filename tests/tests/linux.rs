@@ -19,8 +19,12 @@ mod failing;
 mod guest;
 #[path = "linux/host.rs"]
 mod host;
+#[path = "bare/hostile.rs"]
+mod hostile;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/net_load.rs"]
+mod net_load;
 #[path = "linux/storage.rs"]
 mod storage;
 #[path = "linux/virtio.rs"]
@@ -71,6 +75,9 @@ fn main() -> ExitCode {
             sigterm_presses_the_power_button
             a_deadline_gives_124
             the_timeline_marks_init;
+        hostile:
+            disks_entropy_console_and_sockets_survive_a_hostile_driver
+            a_network_survives_a_hostile_driver;
         net:
             a_guest_talks_to_its_host
             a_tap_that_goes_leaves_the_guest_running
@@ -79,6 +86,8 @@ fn main() -> ExitCode {
         virtio:
             disks_are_read_and_written
             linux_6_12_reads_and_writes_disks
+            every_engine_and_format_keeps_what_is_written
+            a_disk_grows_while_it_is_in_use
             the_entropy_device_feeds_hwrng;
         vsock:
             the_host_talks_to_the_guest
@@ -102,6 +111,19 @@ fn main() -> ExitCode {
         durable:
             a_killed_vmm_loses_nothing_that_was_flushed
             a_power_cut_loses_nothing_that_was_flushed;
+        net_load:
+            iperf_through_a_tap
+            linux_6_12_iperf_through_a_tap
+            iperf_through_vhost
+            several_queues
+            several_queues_by_vhost
+            large_frames_and_a_flood
+            a_limited_network_is_slow_and_whole
+            iperf_through_user_networking
+            user_networking_resolves_and_forwards
+            a_passt_that_ends_leaves_the_guest_running
+            no_passt_outlives_its_vm
+            user_networking_that_cannot_be_is_explained;
     };
     let thorough = ampoule_tests::tests! {
         durable:

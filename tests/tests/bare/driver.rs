@@ -295,6 +295,11 @@ impl Vm {
         thread::spawn(move || input.write_all(&bytes))
     }
 
+    /// The process; its number is its own until the end has been seen.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Gives the terminal another size.
     pub(crate) fn resize(&self, cols: u16, rows: u16) {
         let terminal = self.terminal.as_ref().expect("it has no terminal");
@@ -304,7 +309,7 @@ impl Vm {
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: takes no pointer; the child has not been waited for, so that its number is still its own.
-        let result = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+        let result = unsafe { libc::kill(self.pid().cast_signed(), signal) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
     }
 
@@ -533,7 +538,7 @@ fn open_terminal() -> io::Result<(File, OwnedFd)> {
 }
 
 /// A descriptor that becomes readable when the process ends.
-fn pidfd(pid: u32) -> OwnedFd {
+pub(crate) fn pidfd(pid: u32) -> OwnedFd {
     // SAFETY: takes no pointer.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     assert!(fd >= 0, "pidfd_open: {}", io::Error::last_os_error());
@@ -542,7 +547,7 @@ fn pidfd(pid: u32) -> OwnedFd {
 }
 
 /// Waits until one of them is readable or closed; false at the deadline.
-fn poll(fds: &[i32], deadline: Instant) -> bool {
+pub(crate) fn poll(fds: &[i32], deadline: Instant) -> bool {
     let mut fds: Vec<_> = fds
         .iter()
         .map(|&fd| libc::pollfd {

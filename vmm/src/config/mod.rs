@@ -19,7 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use crate::kernel::KernelEntry;
-pub use disk::{CacheMode, DiskConfig, DiskEngine};
+pub use disk::{BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat};
 pub use forward::{Forward, ForwardError, Protocol};
 pub use net::{MacAddress, MacError, NetConfig};
 pub use units::{MemorySize, Span, UnitError};

@@ -13,8 +13,8 @@ use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 use crate::resource_allocator::MAX_DEVICES;
 
 use super::{
-    ConsoleConfig, Forward, HugePages, MAX_CPUS, MacAddress, MemoryBacking, MemorySize, Span,
-    VmConfig,
+    BackingFiles, ConsoleConfig, DiskEngine, DiskFormat, Forward, HugePages, MAX_CPUS, MacAddress,
+    MemoryBacking, MemorySize, Span, VmConfig,
 };
 
 /// Why a configuration cannot be a VM.
@@ -64,6 +64,16 @@ pub enum ConfigError {
         queues: u16,
         /// The most.
         max: u16,
+    },
+    /// Two settings of a disk that exclude each other.
+    #[error("{name} cannot have {first} with {second}")]
+    DiskContradiction {
+        /// The disk.
+        name: String,
+        /// A key and its value.
+        first: &'static str,
+        /// Another.
+        second: &'static str,
     },
     /// A disk's queue would be watched for too long.
     #[error("{name} would be watched for {poll}, and 1ms is the limit")]
@@ -288,6 +298,7 @@ impl ConfigError {
             | Self::NetMtu { .. }
             | Self::CmdlineTooLong { .. }
             | Self::CmdlineNul { .. }
+            | Self::DiskContradiction { .. }
             | Self::DiskPoll { .. }
             | Self::DiskSize { .. }
             | Self::TooManyDevices { .. } => None,
@@ -354,6 +365,23 @@ impl VmConfig {
             let (queues, max) = (disk.queues, MAX_QUEUES);
             if !(1..=max).contains(&queues) {
                 return Err(ConfigError::DiskQueues { name, queues, max });
+            }
+            let contradiction = match (disk.format, disk.engine, disk.backing) {
+                (DiskFormat::Qcow2, Some(DiskEngine::IoUring), _) => {
+                    Some(("engine=io_uring", "format=qcow2"))
+                }
+                (DiskFormat::Raw, _, BackingFiles::Allow) => Some(("backing=allow", "format=raw")),
+                _ => None,
+            };
+            if let Some((first, second)) = contradiction {
+                return Err(ConfigError::DiskContradiction {
+                    name,
+                    first,
+                    second,
+                });
+            }
+            for rate in disk.rates() {
+                rate.check(&name)?;
             }
             if disk.poll.as_duration() > Duration::from_millis(1) {
                 let poll = disk.poll;
@@ -505,6 +533,40 @@ mod tests {
             kernel: Some("k".into()),
             ..VmConfig::default()
         }
+    }
+
+    #[test]
+    fn what_a_disk_cannot_have_together_is_told() {
+        let check = |change: fn(&mut DiskConfig)| {
+            let mut disk = DiskConfig::new("d");
+            change(&mut disk);
+            let config = VmConfig {
+                kernel: Some("k".into()),
+                disk: vec![disk],
+                ..VmConfig::default()
+            };
+            config.validate().map_err(|err| err.to_string())
+        };
+        assert_eq!(check(|disk| disk.format = DiskFormat::Qcow2), Ok(()));
+        assert_eq!(
+            check(|disk| {
+                disk.format = DiskFormat::Qcow2;
+                disk.engine = Some(DiskEngine::IoUring);
+            }),
+            Err("disk0 cannot have engine=io_uring with format=qcow2".into())
+        );
+        assert_eq!(
+            check(|disk| disk.iops = Some(0)),
+            Err("disk0 has a limit of 0 for iops".into())
+        );
+        assert_eq!(
+            check(|disk| disk.bandwidth_burst = Some(MemorySize::mib(1))),
+            Err("disk0 has bandwidth-burst without the limit bandwidth".into())
+        );
+        assert_eq!(
+            check(|disk| disk.backing = BackingFiles::Allow),
+            Err("disk0 cannot have backing=allow with format=raw".into())
+        );
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl VirtioWorker for BlockWorker {
         let completions = self.engine.ring().map(|ring| EventSource {
             fd: ring.fd(),
             token: COMPLETIONS,
-            events: EventSet::IN,
+            events: EventSet::IN | EventSet::EDGE_TRIGGERED,
         });
         let timer = self.limiter.as_ref().map(|limiter| EventSource {
             fd: limiter.fd(),
@@ -114,9 +114,6 @@ impl VirtioWorker for BlockWorker {
     fn process_event(&mut self, token: u32, _events: EventSet) -> Result<(), WorkerError> {
         if token == TIMER {
             return self.turn(|turn| turn.serve_after_timer());
-        }
-        if let Some(ring) = self.engine.ring() {
-            ring.heard();
         }
         self.turn(|turn| turn.serve_after_completions())
     }
