@@ -15,7 +15,7 @@ use crate::signals::{FirstSignal, SignalSet, Signals, Wanted};
 use crate::terminal::input::{self, QuitAsked};
 use crate::terminal::{self, RawMode};
 use crate::timeline::TimelineSink;
-use crate::{EXIT_FAILURE, config_file, footprint::Trim, logger};
+use crate::{EXIT_FAILURE, config_file, footprint::Trim, limits, logger};
 
 /// The guest ran for longer than `--timeout`.
 const EXIT_TIMEOUT: u8 = 124;
@@ -96,6 +96,7 @@ impl Prepared {
         let interactive = on_stdio && std::io::stdin().is_terminal();
         let shares_terminal =
             on_stdio && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        let many_streams = config.vsock.is_some();
         let wanted = Wanted {
             disks: !config.disk.is_empty(),
             terminal_size: stdio_console,
@@ -124,6 +125,9 @@ impl Prepared {
             };
             builder = builder.control_source(quit_key);
             quit = Some(asked);
+        }
+        if many_streams {
+            limits::raise_descriptors();
         }
         let vm = builder
             .build()

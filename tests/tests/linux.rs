@@ -91,7 +91,8 @@ fn main() -> ExitCode {
             the_entropy_device_feeds_hwrng;
         vsock:
             the_host_talks_to_the_guest
-            the_guest_talks_to_the_host;
+            the_guest_talks_to_the_host
+            linux_6_12_sends_pages_from_where_they_lie;
     };
     let with_tools = ampoule_tests::tests! {
         storage:

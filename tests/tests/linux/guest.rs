@@ -64,6 +64,9 @@ const MODULES_6_12: &[&str] = &[
     "failover",
     "net_failover",
     "virtio_net",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
 ];
 
 /// A shell command that loads the modules of virtio.

@@ -159,6 +159,10 @@ impl VirtioWorker for BlockWorker {
         self.turn(|turn| turn.serve_after_completions())
     }
 
+    fn pause(&mut self) -> Result<(), WorkerError> {
+        self.turn(|turn| turn.drain())
+    }
+
     fn stop(mut self: Box<Self>) -> Vec<ActiveQueue> {
         let drained = self.turn(|turn| turn.drain());
         if let Err(err) = drained {

@@ -108,6 +108,12 @@ impl ConsoleLink {
         notifier.map_or(Ok(()), |notifier| notifier.notify())
     }
 
+    /// Tells the driver to look at the size.
+    pub(super) fn tell_size(&self) -> io::Result<()> {
+        let notifier = lock(&self.screen).notifier.clone();
+        notifier.map_or(Ok(()), |notifier| notifier.notify())
+    }
+
     pub(super) fn size(&self) -> Option<(u16, u16)> {
         lock(&self.screen).size
     }

@@ -7,6 +7,9 @@
 //! long as it makes progress, and [`STALL_LIMIT`] longer; then it is given up until it reads again: what does not fit is dropped
 //! and counted. The thread itself never waits. What is typed waits in the link, and before that wherever it comes from.
 //!
+//! Linux looks at the size only when it is told that it has changed, and takes no notice while its port is half-way there. So it is told
+//! of the first one, too, and a few times, when it prints ([`SizeNews`]).
+//!
 //! A port of the driver's own (F_MULTIPORT) is not offered.
 
 mod link;
@@ -15,6 +18,7 @@ mod tests;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::EventSet;
@@ -127,11 +131,44 @@ impl VirtioDevice for Console {
             rx_chain: Chain::new(),
             tx_chain: Chain::new(),
             tx_done: None,
+            size_news: self.link.size().map(|_| SizeNews::new()),
             piece: Vec::with_capacity(PIECE as usize),
             link: self.link.clone(),
             bad_buffers: context.metrics.guest_fault("bad-buffer"),
             metrics: context.metrics,
         }))
+    }
+}
+
+/// When to tell a driver of the terminal's size, which has not changed: when it prints, at growing distances.
+struct SizeNews {
+    next: Instant,
+    distance: Duration,
+}
+
+impl SizeNews {
+    const FIRST: Duration = Duration::from_millis(250);
+    const LAST: Duration = Duration::from_secs(8);
+
+    fn new() -> Self {
+        Self {
+            next: Instant::now(),
+            distance: Self::FIRST,
+        }
+    }
+
+    /// Whether now is the time; `None` when there is none any more.
+    fn is_due(&mut self) -> Option<bool> {
+        let now = Instant::now();
+        if now < self.next {
+            return Some(false);
+        }
+        if self.distance > Self::LAST {
+            return None;
+        }
+        self.next = now + self.distance;
+        self.distance *= 2;
+        Some(true)
     }
 }
 
@@ -142,6 +179,8 @@ struct ConsoleWorker {
     tx_chain: Chain,
     /// `tx_chain` has been taken, and this much of it was passed on.
     tx_done: Option<u32>,
+    /// None where there is no size, or the driver has been told often enough.
+    size_news: Option<SizeNews>,
     /// Bytes on their way.
     piece: Vec<u8>,
     link: Arc<ConsoleLink>,
@@ -243,6 +282,13 @@ impl ConsoleWorker {
 
     /// Takes what the guest printed, as long as there is room for it.
     fn take_output(&mut self) -> Result<(), WorkerError> {
+        if let Some(news) = &mut self.size_news {
+            match news.is_due() {
+                Some(true) => self.link.tell_size()?,
+                Some(false) => {}
+                None => self.size_news = None,
+            }
+        }
         let (mut chains, mut bytes) = (self.tx.size(), BATCH);
         self.tx.disable_notification()?;
         loop {

@@ -244,6 +244,11 @@ fn the_size_is_shown_and_its_changes_are_told() {
     assert_eq!(size(), 24 << 16 | 80);
     guest.link.resize((80, 24)).unwrap();
     assert_eq!(guest.driver.line.count(), 0, "it is the same");
+    // When it prints it is told of the first one, too.
+    guest.driver.write(register::QUEUE_NOTIFY, 1);
+    guest.driver.host.run(1);
+    assert_eq!(guest.driver.read(register::INTERRUPT_STATUS), 2);
+    guest.driver.write(register::INTERRUPT_ACK, 2);
     let generation = guest.driver.read(register::CONFIG_GENERATION);
     guest.link.resize((132, 43)).unwrap();
     assert_eq!(size(), 43 << 16 | 132);
