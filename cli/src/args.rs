@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ampoule_vmm::config::{
-    DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, NetConfig, OnReboot,
-    SerialConfig, Span, VmConfig, VsockConfig,
+    ConsoleConfig, DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, NetConfig,
+    OnReboot, Span, VmConfig, VsockConfig,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -44,6 +44,7 @@ Examples:
   ampoule run --kernel vmlinuz --initrd i.cpio --disk path=data.img,size=10G
   ampoule run --kernel vmlinuz --initrd i.cpio --net user,forward=8080:80
   ampoule run --kernel vmlinuz --initrd i.cpio --net tap=tap0
+  ampoule run --kernel vmlinuz --initrd i.cpio --console stdio --log-file ampoule.log
   ampoule run --kernel vmlinuz --memory 1G --print-config > vm.toml
   ampoule run --config vm.toml --timeline -
 
@@ -121,7 +122,7 @@ pub(crate) struct RunArgs {
     /// An initial RAM disk
     #[arg(long, value_name = "PATH", help_heading = GUEST)]
     initrd: Option<PathBuf>,
-    /// The whole kernel command line [default: console=ttyS0]
+    /// The whole kernel command line [default: console=ttyS0, and console=hvc0 after it with --console]
     #[arg(long, value_name = "TEXT", help_heading = GUEST)]
     cmdline: Option<String>,
     /// More words for the end of the kernel command line
@@ -146,11 +147,13 @@ pub(crate) struct RunArgs {
 
     /// A disk, as path=IMAGE with more keys after commas; several times for several disks
     ///
-    /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates a sparse image
-    /// where there is none; engine=sync|io_uring, what moves the data, else the one that measures best; direct goes past the host's page cache; cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time;
-    /// serial=TEXT; id=NAME, for messages; queues=N; poll=20us, how
-    /// long to watch a busy disk for its next request; lock=off to share a disk at one's own risk. The image is raw, whatever it
-    /// holds. SIGUSR2 has all images' sizes looked at again, and the guest told of what has grown. A comma in a value is doubled.
+    /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates an image where
+    /// there is none; format=raw|qcow2, raw whatever it holds unless it says; backing=allow lets a qcow2 image name other files;
+    /// engine=sync|io_uring, what moves the data, else the one that measures best; direct goes past the host's page cache;
+    /// cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time; iops=N and bandwidth=SIZE, the
+    /// most requests and bytes in a second, with iops-burst=N and bandwidth-burst=SIZE at once after a rest; serial=TEXT; id=NAME,
+    /// for messages; queues=N; poll=20us, how long to watch a busy disk for its next request; lock=off to share a disk at one's own
+    /// risk. A comma in a value is doubled. SIGUSR2 has all images' sizes looked at again, and the guest told of what has grown.
     #[arg(long, value_name = "path=IMAGE,…", help_heading = DEVICES, value_parser = disk_arg::parse)]
     disk: Vec<DiskConfig>,
     /// A network interface, as user, tap=NAME or fd=N with more keys after commas; several times for several interfaces
@@ -177,9 +180,18 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "cid=N,socket=PATH", help_heading = DEVICES, value_parser = vsock_arg::parse)]
     vsock: Option<VsockConfig>,
 
-    /// Where the guest's first serial port leads: stdio, null, file:PATH or socket:PATH [default: stdio]
-    #[arg(long, value_name = "WHERE", help_heading = CONSOLE, value_parser = ValueParser::new(SerialConfig::from_str))]
-    serial: Option<SerialConfig>,
+    /// Where the guest's first serial port leads: stdio, null, file:PATH, socket:PATH or pty [default: stdio, or null with --console
+    /// stdio]
+    ///
+    /// A file takes 1 GiB at most. A socket is listened on, and serves one client at a time; output waits for the first. With pty, a
+    /// line on standard error says where the new pseudo-terminal is.
+    #[arg(long, value_name = "WHERE", help_heading = CONSOLE, value_parser = ValueParser::new(ConsoleConfig::from_str))]
+    serial: Option<ConsoleConfig>,
+    /// A virtio console (hvc0) besides, fast and with the terminal's size, and where it leads: as for --serial
+    ///
+    /// Kernels print there once they have the driver, which distributions have as a module (virtio_console).
+    #[arg(long, value_name = "WHERE", help_heading = CONSOLE, value_parser = ValueParser::new(ConsoleConfig::from_str))]
+    console: Option<ConsoleConfig>,
 
     /// What follows when the guest resets itself [default: exit]
     #[arg(long, value_name = "WHAT", help_heading = LIFE, value_parser = on_reboot_parser())]
@@ -259,14 +271,15 @@ impl RunArgs {
         } = config;
         vm.kernel = self.kernel.or(vm.kernel.take());
         vm.initrd = self.initrd.or(vm.initrd.take());
-        set(&mut vm.cmdline, self.cmdline);
+        vm.cmdline = self.cmdline.or(vm.cmdline.take());
         vm.append = self.append.or(vm.append.take());
         set(&mut vm.entry, self.entry);
         set(&mut vm.cpus, self.cpus);
         set(&mut vm.memory, self.memory);
         set(&mut vm.hugepages, self.hugepages);
         set(&mut vm.memory_backing, self.memory_backing);
-        set(&mut vm.serial, self.serial);
+        vm.serial = self.serial.or(vm.serial.take());
+        vm.console = self.console.or(vm.console.take());
         set(&mut vm.on_reboot, self.on_reboot);
         set(&mut vm.grace, self.grace);
         vm.timeout = self.timeout.or(vm.timeout.take());
@@ -387,7 +400,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_its_field() {
         let args = "--kernel k --initrd i --cmdline c --append a --entry pvh --cpus 3 --memory 2G --hugepages 2M \
-                    --memory-backing shared --serial file:log --on-reboot restart --grace 1500ms --timeout 2m \
+                    --memory-backing shared --serial file:log --console pty --on-reboot restart --grace 1500ms --timeout 2m \
                     --timeline t.json --metrics m.json --log-file l --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly --net tap=t --net fd=3 \
                     --vsock cid=7,socket=v.sock";
         let args: Vec<_> = args.split_whitespace().collect();
@@ -395,14 +408,15 @@ mod tests {
             vm: VmConfig {
                 kernel: Some("k".into()),
                 initrd: Some("i".into()),
-                cmdline: "c".into(),
+                cmdline: Some("c".into()),
                 append: Some("a".into()),
                 entry: by_name("pvh").unwrap(),
                 cpus: 3,
                 memory: MemorySize::mib(2048),
                 hugepages: HugePages::Huge2M,
                 memory_backing: MemoryBacking::Shared,
-                serial: SerialConfig::File("log".into()),
+                serial: Some(ConsoleConfig::File("log".into())),
+                console: Some(ConsoleConfig::Pty),
                 on_reboot: OnReboot::Restart,
                 grace: "1500ms".parse().unwrap(),
                 timeout: Some("2m".parse().unwrap()),
@@ -434,7 +448,8 @@ mod tests {
             ["--memory", "12X"],
             ["--cpus", "many"],
             ["--grace", "5"],
-            ["--serial", "pty"],
+            ["--serial", "tty"],
+            ["--console", "hvc0"],
             ["--hugepages", "4K"],
             ["--entry", "bios"],
             ["--on-reboot", "sleep"],

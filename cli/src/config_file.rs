@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use ampoule_vmm::config::{SerialConfig, VmConfig};
+use ampoule_vmm::config::{ConsoleConfig, VmConfig};
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -165,8 +165,10 @@ fn start_paths_at(directory: &Path, config: &mut RunConfig) {
         .chain(metrics)
         .filter(|path| path.as_os_str() != "-")
         .for_each(place);
-    if let SerialConfig::File(path) | SerialConfig::Socket(path) = &mut vm.serial {
-        place(path);
+    for console in vm.serial.iter_mut().chain(&mut vm.console) {
+        if let ConsoleConfig::File(path) | ConsoleConfig::Socket(path) = console {
+            place(path);
+        }
     }
 }
 
@@ -298,8 +300,8 @@ mod tests {
     #[test]
     fn what_is_printed_is_read_again() {
         let text = "kernel = \"/k\"\ninitrd = \"/i\"\nappend = \"a\\\"b\"\nhugepages = \"2M\"\n\
-                    serial = \"socket:/s\"\ntimeout = \"90s\"\ntimeline = \"-\"\nmetrics = \"/m\"\nlog-file = \"/l\"\nlog-level = \"trace\"\nrng = false\n\
-                    [[disk]]\npath = \"/d\"\nqueues = 2\nengine = \"io_uring\"\ndirect = true\nlock = false\nsize = \"1G\"\ncache = \"unsafe\"\n\
+                    serial = \"socket:/s\"\nconsole = \"pty\"\ntimeout = \"90s\"\ntimeline = \"-\"\nmetrics = \"/m\"\nlog-file = \"/l\"\nlog-level = \"trace\"\nrng = false\n\
+                    [[disk]]\npath = \"/d\"\nformat = \"qcow2\"\nbacking = \"allow\"\nqueues = 2\nengine = \"io_uring\"\ndirect = true\niops = 100\nbandwidth = \"1M\"\nbandwidth-burst = \"8M\"\nlock = false\nsize = \"1G\"\ncache = \"unsafe\"\n\
                     [[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:01\"\nmtu = 1400\nqueues = 2\npps = 1000\nbandwidth = \"10M\"\nbandwidth-burst = \"1M\"\n[[net]]\nuser = true\nforward = [\"8080:80\", \"udp:53:53\"]\n[[net]]\nfd = 3\nvhost = true\nid = \"lan\"\n\
                     [vsock]\ncid = 3\nsocket = \"/v\"\n";
         let config = parse(text).unwrap();
@@ -370,12 +372,15 @@ mod tests {
     #[test]
     fn paths_start_at_the_file() {
         let mut config =
-            parse("kernel = \"k\"\ninitrd = \"/i\"\nserial = \"file:log\"\ntimeline = \"-\"\nmetrics = \"m\"\nlog-file = \"l\"\n[[disk]]\npath = \"d\"\n[vsock]\ncid = 3\nsocket = \"v\"\n")
+            parse("kernel = \"k\"\ninitrd = \"/i\"\nserial = \"file:log\"\nconsole = \"socket:c\"\ntimeline = \"-\"\nmetrics = \"m\"\nlog-file = \"l\"\n[[disk]]\npath = \"d\"\n[vsock]\ncid = 3\nsocket = \"v\"\n")
                 .unwrap();
         start_paths_at(Path::new("/etc/vm"), &mut config);
         assert_eq!(config.vm.kernel.as_deref(), Some(Path::new("/etc/vm/k")));
         assert_eq!(config.vm.initrd.as_deref(), Some(Path::new("/i")));
-        assert_eq!(config.vm.serial, SerialConfig::File("/etc/vm/log".into()));
+        let serial = ConsoleConfig::File("/etc/vm/log".into());
+        assert_eq!(config.vm.serial, Some(serial));
+        let console = ConsoleConfig::Socket("/etc/vm/c".into());
+        assert_eq!(config.vm.console, Some(console));
         assert_eq!(config.timeline.as_deref(), Some(Path::new("-")));
         assert_eq!(config.metrics.as_deref(), Some(Path::new("/etc/vm/m")));
         assert_eq!(config.log_file.as_deref(), Some(Path::new("/etc/vm/l")));

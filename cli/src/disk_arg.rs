@@ -2,12 +2,29 @@
 
 use std::path::Path;
 
-use ampoule_vmm::config::{CacheMode, DiskConfig, DiskEngine, MemorySize};
+use ampoule_vmm::config::{
+    BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat, MemorySize,
+};
 
 use crate::key_list::{each, needed, switch, typed, unknown};
 
-const KEYS: [&str; 11] = [
-    "path", "readonly", "id", "serial", "engine", "direct", "cache", "queues", "poll", "lock",
+const KEYS: [&str; 17] = [
+    "path",
+    "format",
+    "backing",
+    "readonly",
+    "id",
+    "serial",
+    "engine",
+    "direct",
+    "iops",
+    "iops-burst",
+    "bandwidth",
+    "bandwidth-burst",
+    "cache",
+    "queues",
+    "poll",
+    "lock",
     "size",
 ];
 
@@ -17,11 +34,17 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
     each(text, |key, value| {
         match key {
             "path" => disk.path = needed(key, value)?.into(),
+            "format" => disk.format = format(needed(key, value)?)?,
+            "backing" => disk.backing = backing(needed(key, value)?)?,
             "readonly" => disk.readonly = switch(key, value)?,
             "id" => disk.id = Some(needed(key, value)?.to_owned()),
             "serial" => disk.serial = Some(needed(key, value)?.to_owned()),
             "engine" => disk.engine = Some(engine(needed(key, value)?)?),
             "direct" => disk.direct = switch(key, value)?,
+            "iops" => disk.iops = Some(typed(key, value)?),
+            "iops-burst" => disk.iops_burst = Some(typed(key, value)?),
+            "bandwidth" => disk.bandwidth = Some(typed(key, value)?),
+            "bandwidth-burst" => disk.bandwidth_burst = Some(typed(key, value)?),
             "cache" => disk.cache = cache(needed(key, value)?)?,
             "queues" => disk.queues = typed(key, value)?,
             "poll" => disk.poll = typed(key, value)?,
@@ -40,6 +63,22 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
         return Err("no path is given: path=IMAGE".into());
     }
     Ok(disk)
+}
+
+fn format(value: &str) -> Result<DiskFormat, String> {
+    match value {
+        "raw" => Ok(DiskFormat::Raw),
+        "qcow2" => Ok(DiskFormat::Qcow2),
+        other => Err(format!("format is raw or qcow2, not \"{other}\"")),
+    }
+}
+
+fn backing(value: &str) -> Result<BackingFiles, String> {
+    match value {
+        "deny" => Ok(BackingFiles::Deny),
+        "allow" => Ok(BackingFiles::Allow),
+        other => Err(format!("backing is deny or allow, not \"{other}\"")),
+    }
 }
 
 fn engine(value: &str) -> Result<DiskEngine, String> {
@@ -67,14 +106,20 @@ mod tests {
 
     #[test]
     fn all_keys_reach_their_fields() {
-        let text = "path=a,,b.img,readonly,id=root,serial=s1,engine=io_uring,direct,cache=unsafe,queues=2,poll=0s,lock=off,size=1G";
+        let text = "path=a,,b.img,format=qcow2,backing=allow,readonly,id=root,serial=s1,engine=io_uring,direct,iops=9,iops-burst=8,bandwidth=2M,bandwidth-burst=1M,cache=unsafe,queues=2,poll=0s,lock=off,size=1G";
         let disk = parse(text).unwrap();
         let expected = DiskConfig {
+            format: DiskFormat::Qcow2,
+            backing: BackingFiles::Allow,
             readonly: true,
             id: Some("root".into()),
             serial: Some("s1".into()),
             engine: Some(DiskEngine::IoUring),
             direct: true,
+            iops: Some(9),
+            iops_burst: Some(8),
+            bandwidth: Some(MemorySize::mib(2)),
+            bandwidth_burst: Some(MemorySize::mib(1)),
             cache: CacheMode::Unsafe,
             queues: 2,
             poll: "0s".parse().unwrap(),
@@ -97,6 +142,9 @@ mod tests {
             ("path=a,wibble=1", "known are path"),
             ("/", "did you mean path=/?"),
             ("path=a,lock=maybe", "on or off"),
+            ("path=a,format=vmdk", "raw or qcow2"),
+            ("path=a,backing=maybe", "deny or allow"),
+            ("path=a,iops=fast", "iops: "),
             ("path=a,engine=aio", "sync or io_uring"),
             ("path=a,cache=none", "writeback, writethrough or unsafe"),
             ("path=a,queues=many", "queues: "),

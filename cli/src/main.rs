@@ -13,6 +13,7 @@ mod doctor;
 mod entry;
 mod footprint;
 mod key_list;
+mod limits;
 mod logger;
 mod metrics;
 mod net_arg;

@@ -4,18 +4,18 @@ use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use ampoule_vmm::config::{ConfigError, SerialConfig};
-use ampoule_vmm::console::{FdSink, SerialEnds};
+use ampoule_vmm::config::{ConfigError, ConsoleConfig};
+use ampoule_vmm::console::{ConsoleEnds, FdSink};
 use ampoule_vmm::{ExitReason, GuestPanic, Timeline, Vm, VmBuilder};
 
 use crate::args::{RunArgs, RunConfig};
 use crate::metrics::MetricsSink;
 use crate::report::{self, Failure};
-use crate::signals::{FirstSignal, SignalSet, Signals};
-use crate::terminal::RawMode;
+use crate::signals::{FirstSignal, SignalSet, Signals, Wanted};
 use crate::terminal::input::{self, QuitAsked};
+use crate::terminal::{self, RawMode};
 use crate::timeline::TimelineSink;
-use crate::{EXIT_FAILURE, config_file, footprint::Trim, logger};
+use crate::{EXIT_FAILURE, config_file, footprint::Trim, limits, logger};
 
 /// The guest ran for longer than `--timeout`.
 const EXIT_TIMEOUT: u8 = 124;
@@ -31,7 +31,7 @@ pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
     let print_config = args.print_config;
     args.apply(&mut config);
     if print_config {
-        return print(&config);
+        return print(config);
     }
     logger::install(config.log_level, config.log_file.as_deref())?;
     let sink = config
@@ -57,12 +57,15 @@ pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
 }
 
 /// Prints the effective configuration. One without a kernel is a template, and as good as any.
-fn print(config: &RunConfig) -> Result<u8, Failure> {
+fn print(mut config: RunConfig) -> Result<u8, Failure> {
     match config.vm.validate() {
         Ok(()) | Err(ConfigError::NoKernel) => {}
         Err(err) => return Err(Failure::from_error(&err, err.remedy())),
     }
-    report::print_stdout(&config_file::to_toml(config)?)
+    let vm = &mut config.vm;
+    vm.serial = Some(vm.effective_serial().clone());
+    vm.cmdline = Some(vm.effective_cmdline().to_owned());
+    report::print_stdout(&config_file::to_toml(&config)?)
         .map_err(|err| Failure::new(format!("cannot print: {}", report::io_text(&err))))?;
     Ok(0)
 }
@@ -88,13 +91,18 @@ impl Prepared {
                 Failure::new(format!("cannot set up {what}: {}", report::io_text(&err)))
             }
         };
-        let on_stdio = config.serial == SerialConfig::Stdio;
+        let stdio_console = config.console == Some(ConsoleConfig::Stdio);
+        let on_stdio = stdio_console || *config.effective_serial() == ConsoleConfig::Stdio;
         let interactive = on_stdio && std::io::stdin().is_terminal();
         let shares_terminal =
             on_stdio && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        let many_streams = config.vsock.is_some();
+        let wanted = Wanted {
+            disks: !config.disk.is_empty(),
+            terminal_size: stdio_console,
+        };
         let (source, signals, first_signal) =
-            Signals::new(config.grace.as_duration(), metrics, !config.disk.is_empty())
-                .map_err(host("signals"))?;
+            Signals::new(config.grace.as_duration(), metrics, wanted).map_err(host("signals"))?;
         let mut builder = VmBuilder::new(config)
             .timeline(timeline)
             .control_source(source)
@@ -107,16 +115,27 @@ impl Prepared {
                 .try_clone_to_owned()
                 .and_then(FdSink::new)
                 .map_err(host("the terminal"))?;
-            let ends = SerialEnds {
+            let ends = ConsoleEnds {
                 output: Box::new(output),
                 input: Some(Box::new(keys)),
             };
-            builder = builder.serial(ends).control_source(quit_key);
+            builder = match stdio_console {
+                true => builder.console(ends, terminal::size()),
+                false => builder.serial(ends),
+            };
+            builder = builder.control_source(quit_key);
             quit = Some(asked);
+        }
+        if many_streams {
+            limits::raise_descriptors();
         }
         let vm = builder
             .build()
             .map_err(|err| Failure::from_error(&err, err.remedy()))?;
+        for (console, path) in vm.ptys() {
+            // They asked for it, and cannot know it otherwise.
+            report::print_stderr(&format!("{console}: {}\n", path.display()));
+        }
         Ok(Self {
             vm,
             signals,

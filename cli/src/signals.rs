@@ -1,7 +1,8 @@
 //! Signals that ask the process to end, or to give the terminal away for a while.
 //!
 //! They arrive through a signalfd on the VM's control thread, so that no handler runs and no thread is interrupted.
-//! SIGUSR1 writes the metrics, where there is a place for them; SIGUSR2 looks at the sizes of the disks' images again.
+//! SIGUSR1 writes the metrics, where there is a place for them; SIGUSR2 looks at the sizes of the disks' images again; SIGWINCH tells
+//! a virtio console on the terminal of its size.
 //! SIGTERM, SIGINT and SIGHUP press the guest's power button; the second of them, whichever it is, stops the VM at once.
 //! Reference: signalfd(2).
 
@@ -52,6 +53,15 @@ impl FirstSignal {
     }
 }
 
+/// What some VMs have a use for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    /// There are disks, whose images may grow: SIGUSR2.
+    pub(crate) disks: bool,
+    /// A virtio console is on the terminal, whose size may change: SIGWINCH.
+    pub(crate) terminal_size: bool,
+}
+
 /// The set of signals to take over, until [`SignalSet::block`] still with their default actions.
 pub(crate) struct SignalSet(sigset_t);
 
@@ -96,15 +106,18 @@ fn is_ignored(signal: c_int) -> bool {
 }
 
 impl Signals {
-    /// A guest whose power button was pressed has `grace` to power off. A VM without `disks` has no use for SIGUSR2.
+    /// A guest whose power button was pressed has `grace` to power off.
     pub(crate) fn new(
         grace: Duration,
         metrics: Option<Arc<MetricsSink>>,
-        disks: bool,
+        wanted: Wanted,
     ) -> io::Result<(Self, SignalSet, FirstSignal)> {
-        let ask_metrics = metrics.as_ref().map(|_| libc::SIGUSR1);
-        let resize = disks.then_some(libc::SIGUSR2);
-        let set = SignalSet::new(ask_metrics.into_iter().chain(resize));
+        let more = [
+            metrics.as_ref().map(|_| libc::SIGUSR1),
+            wanted.disks.then_some(libc::SIGUSR2),
+            wanted.terminal_size.then_some(libc::SIGWINCH),
+        ];
+        let set = SignalSet::new(more.into_iter().flatten());
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         // SAFETY: the set is initialised; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &set.0, flags) };
@@ -178,6 +191,13 @@ impl ControlSource for Signals {
                         terminal::enter_again();
                     }
                 }
+                libc::SIGWINCH => {
+                    if let Some((cols, rows)) = terminal::size()
+                        && let Err(err) = vm.resize_console(cols, rows)
+                    {
+                        log::warn!("the guest was not told of the terminal's size: {err}");
+                    }
+                }
                 libc::SIGUSR1 => {
                     if let Some(metrics) = &self.metrics {
                         metrics.write_running(&vm.metrics());
@@ -205,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_blocked_signal_is_read_from_the_descriptor() {
-        let (mut signals, set, _) = Signals::new(Duration::ZERO, None, false).unwrap();
+        let (mut signals, set, _) = Signals::new(Duration::ZERO, None, Wanted::default()).unwrap();
         set.block().unwrap();
         assert_eq!(signals.next(), None);
         // SAFETY: the calls take no pointer; the signal is blocked on this thread, to which it is sent.

@@ -133,7 +133,7 @@ fn wrong_flags_name_the_nearest() {
 fn wrong_values_are_refused_with_examples() {
     assert!(complaint(&["run", "--memory", "12X"]).contains("512M"));
     assert!(complaint(&["run", "--timeout", "5"]).contains("500ms"));
-    assert!(complaint(&["run", "--serial", "pty"]).contains("socket:PATH"));
+    assert!(complaint(&["run", "--serial", "tty"]).contains("socket:PATH"));
     assert!(complaint(&["run", "--cpus", "-1"]).starts_with("error: "));
     assert!(complaint(&["run", "--cpus", "1", "--cpus", "2"]).contains("--cpus"));
     assert!(complaint(&["doctor", "--jsn"]).contains("did you mean \"--json\"?"));

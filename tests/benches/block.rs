@@ -1,10 +1,11 @@
 //! What a disk is worth: a bare guest that polls its rings, beside one thread's plain loop of pread(2) or pwrite(2) over the same
 //! places of the same file, in turns.
 //!
-//! `cargo bench -p ampoule-tests --bench block [-- --runs N] [--folder DIR] [--engine sync|io_uring] [--disk KEYS] [--strace]`: a
-//! table, then one line of JSON. The file is made in /dev/shm unless `--folder` says otherwise; `--disk` adds keys to the guest's
-//! disk (`direct`, …); `--strace` counts system calls per request, and its rates mean nothing. `AMPOULE_BIN` names another binary
-//! than this tree's release build. Nothing fails on a missed target: figures are for people to judge.
+//! `cargo bench -p ampoule-tests --bench block [-- OPTIONS]`: a table, then one line of JSON. The file is made in /dev/shm unless
+//! `--folder DIR` says otherwise; `AMPOULE_BIN` names another binary than this tree's release build. Nothing fails on a missed target:
+//! figures are for people to judge. Options: `--runs N`; `--divide N` makes runs shorter, for slow disks; `--engine sync|io_uring`;
+//! `--disk KEYS`, more of them (`direct`, …); `--whole` has the guest wait for a whole ring before it asks again, as it must where
+//! answers come in any order; `--strace` counts system calls per request instead.
 
 #![allow(clippy::print_stdout, reason = "the figures are this program's output")]
 
@@ -95,6 +96,12 @@ fn main() -> Result<()> {
             keys.push_str(&format!(",{key}{value}"));
         }
     }
+    let divisor: usize = value("--divide").map_or(Ok(1), |by| by.parse())?;
+    ensure!(divisor > 0, "--divide must be 1 or more");
+    let loads = LOADS.map(|load| Load {
+        requests: load.requests / divisor,
+        ..load
+    });
     let count_calls = arguments.iter().any(|argument| argument == "--strace");
 
     println!(
@@ -107,7 +114,7 @@ fn main() -> Result<()> {
     );
     let mut rows = Vec::new();
     if count_calls {
-        for load in &LOADS {
+        for load in &loads {
             println!(
                 "{:26} {:.3} system calls a request",
                 load.name,
@@ -116,7 +123,7 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
-    for load in &LOADS {
+    for load in &loads {
         let mut guest_rates = Vec::new();
         let mut loop_rates = Vec::new();
         for _ in 0..runs {
@@ -188,7 +195,11 @@ fn system_calls(load: &Load, ampoule: &Path, keys: &str) -> Result<f64> {
 
 /// Requests per second of a guest, from its `begin` to its `end`. `ampoule` is the command that runs it.
 fn guest(load: &Load, mut ampoule: Command, keys: &str) -> Result<f64> {
-    let half = (load.depth / 2).max(1);
+    let whole = env::args().any(|argument| argument == "--whole");
+    let half = match whole {
+        true => load.depth,
+        false => (load.depth / 2).max(1),
+    };
     let mut child = ampoule
         .args([
             "run",
@@ -202,11 +213,12 @@ fn guest(load: &Load, mut ampoule: Command, keys: &str) -> Result<f64> {
         .args(["--disk", keys])
         .arg("--cmdline")
         .arg(format!(
-            "op={} size={} depth={} batches={}",
+            "op={} size={} depth={} batches={}{}",
             if load.writes { "w" } else { "r" },
             load.size,
             load.depth,
-            load.requests / half
+            load.requests / half,
+            if whole { " whole=1" } else { "" }
         ))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

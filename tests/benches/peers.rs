@@ -16,6 +16,9 @@ mod driver;
 #[path = "../tests/linux/guest.rs"]
 #[allow(dead_code, reason = "some of it is for tests")]
 mod guest;
+#[path = "../tests/linux/host.rs"]
+#[allow(dead_code, reason = "the tests' disks")]
+mod host;
 #[path = "../tests/linux/virtio.rs"]
 #[allow(dead_code, reason = "its tests are not run here")]
 mod virtio;
@@ -147,7 +150,7 @@ fn measure(vmm: Vmm, image: &Path, seconds: usize) -> Result<Vec<f64>> {
     ask(&mut vm, LOAD_TOOLS);
     ask(&mut vm, "ip addr add 10.84.0.2/24 dev eth0");
     ask(&mut vm, "ip link set eth0 up");
-    host(&[
+    on_host(&[
         "/bin/busybox",
         "ip",
         "addr",
@@ -156,7 +159,7 @@ fn measure(vmm: Vmm, image: &Path, seconds: usize) -> Result<Vec<f64>> {
         "dev",
         TAP,
     ])?;
-    host(&["/bin/busybox", "ip", "link", "set", TAP, "up"])?;
+    on_host(&["/bin/busybox", "ip", "link", "set", TAP, "up"])?;
     ask(&mut vm, "iperf3 -s -D");
     let find = "for d in /sys/block/vd*; do if grep -q ampoule-bench $d/serial; then disk=/dev/${d##*/}; fi; done";
     ask(&mut vm, find);
@@ -240,12 +243,12 @@ fn iperf3(to_guest: bool, seconds: usize) -> Result<f64> {
     if !to_guest {
         line.push("-R");
     }
-    let result: Value = serde_json::from_slice(&host(&line)?)?;
+    let result: Value = serde_json::from_slice(&on_host(&line)?)?;
     let rate = result["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(rate.context("iperf3 counted nothing")? / 1e6)
 }
 
-fn host(line: &[&str]) -> Result<Vec<u8>> {
+fn on_host(line: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new(line[0])
         .args(&line[1..])
         .stdin(Stdio::null())

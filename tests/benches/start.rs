@@ -44,7 +44,8 @@ fn main() -> Result<()> {
         None => RUNS,
     };
     ensure!(runs > 0, "--runs must be 1 or more");
-    let ampoule = release::binary()?;
+    let folder = tempfile::tempdir()?;
+    let ampoule = release::installed(folder.path())?;
 
     let mut floor = Series::default();
     let mut start = Series::default();

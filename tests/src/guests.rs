@@ -14,8 +14,12 @@ macro_rules! guests {
 guests! {
     /// Walks the ACPI tables, prints their signatures, checks their sums, and prints `PASS`.
     ACPI_WALK = "acpi_walk";
+    /// Starts another vCPU, which crashes: `tN` by a triple fault, `iN` by an `int3`; N is its APIC ID.
+    AP_CRASH = "ap_crash";
     /// Prints `cmdline: …`, `modules: N`, and `initrd at A size N sum N` (the sum of all bytes).
     CMDLINE_ECHO = "cmdline_echo";
+    /// Says `ready`, then counts for ever: in ESI, and an instruction later at [`COUNT`].
+    COUNTER = "counter";
     /// Sets marks 1, 2, 3 on the debug port, the first with its first instructions, and powers off.
     DEBUG_MARKS = "debug_marks";
     /// Compares the state at entry with the PVH boot protocol and prints `PASS`.
@@ -62,7 +66,14 @@ guests! {
     /// `op=r|w size=N depth=N batches=N`: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`. `op=n first=N
     /// slots=N`: writes and flushes numbered blocks for ever, and prints each number then.
     VIRTIO_BLOCK = "virtio_block";
+    /// Sends frames by a network interface, as its command line says, and prints `begin`, `end` and `PASS`.
+    VIRTIO_NET = "virtio_net";
+    /// `memory=MIB`: breaks every rule of virtio against each device that it finds; `case N DEVICE WHAT: ok`, `PASS`.
+    VIRTIO_HOSTILE = "virtio_hostile";
 }
+
+/// Where [`COUNTER`] counts: guest physical address of a 32-bit number.
+pub const COUNT: u64 = 2 << 20;
 
 /// The floor of a start: a C program that makes a VM, a vCPU and 128 MiB of memory, and runs one instruction.
 pub const FLOOR: &str = concat!(env!("GUESTS_DIR"), "/floor");
@@ -97,7 +108,11 @@ mod tests {
                 .unwrap()
                 .windows(note.len())
                 .any(|bytes| bytes == note);
-            assert_eq!(found, ![LINUX64, VIRTIO_BLOCK].contains(guest), "{guest}");
+            assert_eq!(
+                found,
+                ![LINUX64, VIRTIO_BLOCK, VIRTIO_NET, VIRTIO_HOSTILE].contains(guest),
+                "{guest}"
+            );
         }
     }
 }

@@ -109,6 +109,11 @@ pub fn main<const N: usize>(lists: [(Needs, Vec<Test>); N], ampoule: &Path) -> E
     conclusion.exit_code()
 }
 
+/// A test finds out that it cannot run here: it counts as skipped once it has returned.
+pub fn skip(name: &str, reason: &str) {
+    println!("skipped {name}: {reason}");
+}
+
 /// What is started in the background ignores some signals, and so would the programs under test.
 fn heed_signals() {
     for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP] {

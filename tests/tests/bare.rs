@@ -1,12 +1,16 @@
 //! Bare guests on this machine's own `/dev/kvm`, run by the built binary: how a VM ends, its serial port and terminal, what
 //! the guest finds, and what is refused.
 
+#[path = "bare/access.rs"]
+mod access;
 #[path = "bare/config.rs"]
 mod config;
 #[path = "bare/driver.rs"]
 mod driver;
 #[path = "bare/ends.rs"]
 mod ends;
+#[path = "bare/hostile.rs"]
+mod hostile;
 #[path = "bare/insight.rs"]
 mod insight;
 #[path = "bare/platform.rs"]
@@ -33,6 +37,9 @@ fn main() -> ExitCode {
             a_triple_fault_gives_134
             a_triple_fault_is_not_restarted
             what_kvm_cannot_execute_gives_134_and_the_bytes
+            a_triple_fault_of_another_vcpu_gives_134_and_its_number
+            what_kvm_cannot_execute_on_another_vcpu_gives_134_and_its_number
+            a_power_off_does_not_wait_for_vcpus_that_never_started
             a_panic_told_to_pvpanic_gives_134
             a_panic_seen_on_the_console_gives_134_and_an_excerpt
             a_guest_that_never_ends_meets_its_timeout
@@ -42,7 +49,8 @@ fn main() -> ExitCode {
             a_guest_that_ignores_the_power_button_is_stopped_after_its_grace
             a_second_signal_does_not_wait_for_the_grace
             no_grace_is_no_wait
-            a_killed_vmm_leaves_no_trouble_behind;
+            a_killed_vmm_leaves_no_trouble_behind
+            a_killed_vmm_leaves_disks_and_sockets_free;
         serial:
             a_megabyte_pasted_through_a_pipe_comes_back
             a_megabyte_pasted_into_a_terminal_comes_back
@@ -56,7 +64,9 @@ fn main() -> ExitCode {
             output_goes_to_a_file
             output_goes_nowhere
             a_socket_serves_one_client_after_the_other
-            a_file_in_the_place_of_the_socket_is_kept;
+            a_file_in_the_place_of_the_socket_is_kept
+            a_pseudo_terminal_is_told_and_leads_to_the_guest
+            a_console_takes_the_standard_streams_from_the_serial_port;
         terminal:
             it_is_restored_after_a_power_off
             it_is_restored_after_a_crash
@@ -72,6 +82,7 @@ fn main() -> ExitCode {
             typed_ahead_is_not_lost
             a_pipe_has_no_escape
             a_terminal_that_is_not_the_console_stays_as_it_is
+            another_size_leaves_the_guest_alone
             the_timeline_table_follows_the_console;
         platform:
             the_pvh_entry_is_as_specified
@@ -85,6 +96,9 @@ fn main() -> ExitCode {
             the_clock_tells_the_hosts_time
             the_timeline_file_has_host_phases_and_guest_marks_in_order
             the_timeline_marks_the_first_byte_and_init;
+        access:
+            without_access_to_kvm_the_group_is_named
+            without_kvm_the_module_is_named;
         config:
             what_is_no_kernel_is_named
             a_truncated_kernel_is_refused
@@ -98,13 +112,17 @@ fn main() -> ExitCode {
             a_file_says_what_flags_say
             the_printed_configuration_means_the_same
             huge_pages_that_the_host_has_not_are_a_clear_error
-            exhausted_limits_are_clean_errors;
+            exhausted_limits_are_clean_errors
+            exhausted_limits_are_clean_errors_with_devices;
         insight:
             what_a_disk_did_is_counted
             counts_are_written_when_asked_for_and_go_on_over_a_restart
             counts_follow_the_console_on_standard_output
             messages_go_to_their_file_with_their_times
             files_that_cannot_be_written_are_told_before_the_start;
+        hostile:
+            disks_entropy_console_and_sockets_survive_a_hostile_driver
+            a_network_survives_a_hostile_driver;
         virtio:
             a_disk_is_read_and_written
             a_disk_that_is_read_only_or_too_small_fails_requests_only

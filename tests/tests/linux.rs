@@ -4,6 +4,8 @@
 
 #[path = "linux/boot.rs"]
 mod boot;
+#[path = "linux/console.rs"]
+mod console;
 #[path = "bare/driver.rs"]
 #[allow(dead_code, reason = "terminals are tested with bare guests")]
 mod driver;
@@ -17,8 +19,12 @@ mod failing;
 mod guest;
 #[path = "linux/host.rs"]
 mod host;
+#[path = "bare/hostile.rs"]
+mod hostile;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/net_load.rs"]
+mod net_load;
 #[path = "linux/storage.rs"]
 mod storage;
 #[path = "linux/virtio.rs"]
@@ -50,6 +56,14 @@ fn main() -> ExitCode {
             five_gib
             shared_memory
             the_platform_is_found;
+        console:
+            linux_6_1_has_a_shell_on_it_that_knows_its_size
+            linux_6_12_has_a_shell_on_it_that_knows_its_size
+            the_first_size_is_known
+            linux_6_1_moves_megabytes_both_ways
+            linux_6_12_moves_megabytes_both_ways
+            a_client_that_goes_leaves_the_guest_running
+            a_panic_is_seen_on_it;
         ends:
             a_shell_is_typed_to_and_powers_off
             a_reboot_ends_the_run
@@ -61,6 +75,9 @@ fn main() -> ExitCode {
             sigterm_presses_the_power_button
             a_deadline_gives_124
             the_timeline_marks_init;
+        hostile:
+            disks_entropy_console_and_sockets_survive_a_hostile_driver
+            a_network_survives_a_hostile_driver;
         net:
             a_guest_talks_to_its_host
             a_tap_that_goes_leaves_the_guest_running
@@ -69,10 +86,13 @@ fn main() -> ExitCode {
         virtio:
             disks_are_read_and_written
             linux_6_12_reads_and_writes_disks
+            every_engine_and_format_keeps_what_is_written
+            a_disk_grows_while_it_is_in_use
             the_entropy_device_feeds_hwrng;
         vsock:
             the_host_talks_to_the_guest
-            the_guest_talks_to_the_host;
+            the_guest_talks_to_the_host
+            linux_6_12_sends_pages_from_where_they_lie;
     };
     let with_tools = ampoule_tests::tests! {
         storage:
@@ -92,6 +112,19 @@ fn main() -> ExitCode {
         durable:
             a_killed_vmm_loses_nothing_that_was_flushed
             a_power_cut_loses_nothing_that_was_flushed;
+        net_load:
+            iperf_through_a_tap
+            linux_6_12_iperf_through_a_tap
+            iperf_through_vhost
+            several_queues
+            several_queues_by_vhost
+            large_frames_and_a_flood
+            a_limited_network_is_slow_and_whole
+            iperf_through_user_networking
+            user_networking_resolves_and_forwards
+            a_passt_that_ends_leaves_the_guest_running
+            no_passt_outlives_its_vm
+            user_networking_that_cannot_be_is_explained;
     };
     let thorough = ampoule_tests::tests! {
         storage:

@@ -1,6 +1,6 @@
-//! The host end of a guest's serial port: where its output goes, where its input comes from.
+//! The host end of a guest's console, a serial port or a virtio console: where its output goes, where its input comes from.
 //!
-//! Everything here runs on the control thread. Output arrives through a bounded queue that vCPU threads fill
+//! Everything here runs on the control thread. Output arrives through a bounded queue that vCPU threads, or a device's worker, fill
 //! (`ConsoleOutput` of the devices); input is read only when the guest has room for it, so that neither side can make the other wait or
 //! grow.
 
@@ -11,10 +11,13 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use ampoule_devices::backend::pty::{self, Pty};
+
 pub use ampoule_devices::backend::fd_sink::FdSink;
+pub use ampoule_devices::backend::pty::size as terminal_size;
 pub use ampoule_devices::console::ConsoleSink;
 
-use crate::config::SerialConfig;
+use crate::config::ConsoleConfig;
 use crate::error::Error;
 
 /// Where a guest's console input comes from.
@@ -43,60 +46,105 @@ impl ConsoleInput for File {
     }
 }
 
-/// The two directions of a serial port, for a program that does not want what [`SerialConfig`] offers.
-pub struct SerialEnds {
+/// The two directions of a console, for a program that does not want what [`ConsoleConfig`] offers.
+pub struct ConsoleEnds {
     /// Takes the guest's output.
     pub output: Box<dyn ConsoleSink>,
     /// Gives the guest's input.
     pub input: Option<Box<dyn ConsoleInput>>,
 }
 
-/// The host end of a serial port.
+/// The host ends of a VM's consoles.
+pub(crate) struct Consoles {
+    pub(crate) serial: ConsoleHost,
+    pub(crate) console: Option<ConsoleHost>,
+}
+
+impl Consoles {
+    /// Where those are that are pseudo-terminals, by name.
+    pub(crate) fn ptys(&self) -> Vec<(&'static str, PathBuf)> {
+        let all = [
+            ("serial", Some(&self.serial)),
+            ("console", self.console.as_ref()),
+        ];
+        let path = |host: &ConsoleHost| host.pty().map(Path::to_path_buf);
+        all.into_iter()
+            .filter_map(|(name, host)| Some((name, path(host?)?)))
+            .collect()
+    }
+}
+
+/// The host end of a console.
 pub(crate) enum ConsoleHost {
     /// Fixed ends: standard streams, a file, nothing, or an embedder's.
     Fixed {
-        ends: SerialEnds,
+        ends: ConsoleEnds,
+        /// The size of the terminal at the other end, columns and rows.
+        size: Option<(u16, u16)>,
         /// The input came to its end. It stays open: who waits on its descriptor has yet to let go of it.
         input_ended: bool,
     },
     /// A Unix socket, one client at a time.
     Socket(SocketConsole),
+    /// A pseudo-terminal.
+    Pty(PtyConsole),
 }
 
 impl ConsoleHost {
-    pub(crate) fn fixed(ends: SerialEnds) -> Self {
+    pub(crate) fn fixed(ends: ConsoleEnds, size: Option<(u16, u16)>) -> Self {
         Self::Fixed {
             ends,
+            size,
             input_ended: false,
         }
     }
 
-    pub(crate) fn open(config: &SerialConfig) -> Result<Self, Error> {
+    /// Opens what `config` says; `console` is the name in messages of what it is for.
+    pub(crate) fn open(config: &ConsoleConfig, console: &'static str) -> Result<Self, Error> {
+        let failed = |what, path: &Path, source| Error::Console {
+            console,
+            what,
+            path: path.into(),
+            source,
+        };
         Ok(match config {
-            SerialConfig::Stdio => Self::fixed(stdio().map_err(Error::host("console"))?),
-            SerialConfig::Null => Self::fixed(SerialEnds {
-                output: Box::new(NullSink),
-                input: None,
-            }),
-            SerialConfig::File(path) => {
-                let file =
-                    File::create(path).map_err(|source| serial_error("file", path, source))?;
+            ConsoleConfig::Stdio => {
+                let size = pty::size(io::stdout().as_fd()).or(pty::size(io::stdin().as_fd()));
+                Self::fixed(stdio().map_err(Error::host("console"))?, size)
+            }
+            ConsoleConfig::Null => {
+                let ends = ConsoleEnds {
+                    output: Box::new(NullSink),
+                    input: None,
+                };
+                Self::fixed(ends, None)
+            }
+            ConsoleConfig::File(path) => {
+                let file = File::create(path).map_err(|source| failed("file", path, source))?;
                 let sink = FdSink::new(file.into()).map_err(Error::host("console"))?;
-                Self::fixed(SerialEnds {
+                let sink = LimitedSink {
+                    sink,
+                    left: FILE_LIMIT,
+                };
+                let ends = ConsoleEnds {
                     output: Box::new(sink),
                     input: None,
-                })
+                };
+                Self::fixed(ends, None)
             }
-            SerialConfig::Socket(path) => Self::Socket(
-                SocketConsole::bind(path).map_err(|source| serial_error("socket", path, source))?,
+            ConsoleConfig::Socket(path) => Self::Socket(
+                SocketConsole::bind(path).map_err(|source| failed("socket", path, source))?,
             ),
+            ConsoleConfig::Pty => {
+                Self::Pty(PtyConsole::open().map_err(Error::host("pseudo-terminal"))?)
+            }
         })
     }
 
     /// The descriptor that tells of new clients.
     pub(crate) fn listener(&self) -> Option<RawFd> {
         match self {
-            Self::Fixed { .. } => None,
+            Self::Fixed { .. } | Self::Pty(_) => None,
             Self::Socket(socket) => Some(socket.listener.as_raw_fd()),
         }
     }
@@ -116,6 +164,33 @@ impl ConsoleHost {
             } => None,
             Self::Fixed { ends, .. } => ends.input.as_ref().map(|input| input.fd()),
             Self::Socket(socket) => socket.live_client().map(|client| client.reader.as_raw_fd()),
+            Self::Pty(pty) => Some(pty.pty.master().as_raw_fd()),
+        }
+    }
+
+    /// Where a pseudo-terminal is.
+    pub(crate) fn pty(&self) -> Option<&Path> {
+        match self {
+            Self::Pty(pty) => Some(pty.pty.path()),
+            Self::Fixed { .. } | Self::Socket(_) => None,
+        }
+    }
+
+    /// The size of a pseudo-terminal, once somebody has given it one.
+    pub(crate) fn pty_size(&self) -> Option<(u16, u16)> {
+        match self {
+            Self::Pty(pty) => pty::size(pty.pty.master().as_fd()),
+            Self::Fixed { .. } | Self::Socket(_) => None,
+        }
+    }
+
+    /// The size of its terminal, columns and rows, if it is one.
+    pub(crate) fn size(&self) -> Option<(u16, u16)> {
+        match self {
+            // One that nobody has opened yet has none.
+            Self::Pty(pty) => Some(pty::size(pty.pty.master().as_fd()).unwrap_or_default()),
+            Self::Fixed { size, .. } => *size,
+            Self::Socket(_) => None,
         }
     }
 
@@ -123,7 +198,7 @@ impl ConsoleHost {
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let result = match self {
             Self::Fixed {
-                ends: SerialEnds {
+                ends: ConsoleEnds {
                     input: Some(input), ..
                 },
                 ..
@@ -133,12 +208,15 @@ impl ConsoleHost {
                 Some(client) => client.reader.read(buffer),
                 None => return Err(io::ErrorKind::WouldBlock.into()),
             },
+            Self::Pty(pty) => pty.pty.master().read(buffer),
         };
         match (&result, self) {
             (Ok(1..), _) => {}
             (Err(err), _) if is_transient(err) => {}
             (_, Self::Fixed { input_ended, .. }) => *input_ended = true,
             (_, Self::Socket(socket)) => socket.hang_up(),
+            // Our own slave keeps it open, whoever comes and goes.
+            (_, Self::Pty(_)) => {}
         }
         result
     }
@@ -148,6 +226,7 @@ impl ConsoleHost {
         match self {
             Self::Fixed { ends, .. } => &mut *ends.output,
             Self::Socket(socket) => socket,
+            Self::Pty(pty) => &mut pty.writer,
         }
     }
 }
@@ -159,22 +238,54 @@ fn is_transient(err: &io::Error) -> bool {
     )
 }
 
-fn serial_error(what: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::Serial {
-        what,
-        path: path.into(),
-        source,
-    }
-}
-
 /// Standard input and output, each through a descriptor of its own.
-fn stdio() -> io::Result<SerialEnds> {
+fn stdio() -> io::Result<ConsoleEnds> {
     let output = FdSink::new(io::stdout().as_fd().try_clone_to_owned()?)?;
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    Ok(SerialEnds {
+    Ok(ConsoleEnds {
         output: Box::new(output),
         input: Some(Box::new(input)),
     })
+}
+
+/// The most that a guest may put into a file: it must not be the reason that a disk is full.
+const FILE_LIMIT: u64 = 1 << 30;
+
+/// A sink that is full one day.
+struct LimitedSink {
+    sink: FdSink,
+    left: u64,
+}
+
+impl ConsoleSink for LimitedSink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let bytes = &bytes[..bytes.len().min(room)];
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let taken = self.sink.write(bytes)?;
+        self.left -= taken as u64;
+        Ok(taken)
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        self.sink.poll_fd()
+    }
+}
+
+/// A pseudo-terminal, by two descriptors: input and output are waited on separately.
+pub(crate) struct PtyConsole {
+    pty: Pty,
+    writer: FdSink,
+}
+
+impl PtyConsole {
+    fn open() -> io::Result<Self> {
+        let pty = Pty::open()?;
+        let writer = FdSink::new(pty.master().as_fd().try_clone_to_owned()?)?;
+        Ok(Self { pty, writer })
+    }
 }
 
 /// Output to nowhere.
@@ -254,7 +365,7 @@ impl SocketConsole {
                 self.client = Some(client);
                 self.client_gone = false;
             }
-            Err(err) => log::warn!("a client of the serial socket was turned away: {err}"),
+            Err(err) => log::warn!("a client of the console's socket was turned away: {err}"),
         }
     }
 
@@ -299,5 +410,56 @@ impl Drop for SocketConsole {
                 self.path.display()
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_does_not_fill_a_disk() {
+        let file = tempfile::tempfile().unwrap();
+        let mut sink = LimitedSink {
+            sink: FdSink::new(file.try_clone().unwrap().into()).unwrap(),
+            left: 10,
+        };
+        assert_eq!(sink.write(b"1234567").unwrap(), 7);
+        assert_eq!(sink.write(b"89abcd").unwrap(), 3);
+        let error = sink.write(b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(file.metadata().unwrap().len(), 10);
+    }
+
+    #[test]
+    fn a_pty_is_read_and_written_whoever_comes_and_goes() {
+        let mut host = ConsoleHost::open(&ConsoleConfig::Pty, "console").unwrap();
+        let path = host.pty().unwrap().to_path_buf();
+        assert_eq!(host.size(), Some((0, 0)));
+        let mut buffer = [0; 8];
+        for _ in 0..2 {
+            // Nobody has it open.
+            let error = host.read(&mut buffer).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(host.sink().write(b"hi\n").unwrap(), 3);
+            let mut options = File::options();
+            let mut terminal = options.read(true).write(true).open(&path).unwrap();
+            let mut got = [0; 3];
+            terminal.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"hi\n", "it is as the guest made it");
+            terminal.write_all(b"key").unwrap();
+            assert_eq!(host.read(&mut buffer).unwrap(), 3);
+            assert_eq!(&buffer[..3], b"key");
+        }
+        // One that nobody reads has no room some time, and blocks nobody.
+        let mut written = 0;
+        let blocked = loop {
+            match host.sink().write(&[b'x'; 4096]) {
+                Ok(count) => written += count,
+                Err(err) => break err,
+            }
+        };
+        assert_eq!(blocked.kind(), io::ErrorKind::WouldBlock);
+        assert!(written > 0);
     }
 }

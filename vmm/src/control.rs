@@ -5,25 +5,20 @@
 //! non-blocking, and every wait ends at the next deadline.
 
 use std::io;
+use std::iter;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
-use ampoule_devices::console::DrainState;
 use ampoule_devices::error_chain;
 
 use crate::config::OnReboot;
-use crate::console::ConsoleHost;
+use crate::console::Consoles;
+use crate::console_port::{self, ConsolePort};
 use crate::exit::ExitReason;
 use crate::handle::VmHandle;
 use crate::machine::{Blueprint, Machine};
-
-/// How much console input is read at a time; what the guest has not taken of it is all that is kept.
-const INPUT_CHUNK: usize = 4096;
-
-/// How long output may stand still, after the guest's end, before the rest of it is given up.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Something else for the control thread to wait on: a program's signals, for instance.
 pub trait ControlSource: Send {
@@ -38,24 +33,11 @@ pub trait ControlSource: Send {
 mod token {
     pub(super) const EXIT: u32 = 0;
     pub(super) const WAKE: u32 = 1;
-    pub(super) const OUTPUT: u32 = 2;
-    pub(super) const SINK: u32 = 3;
-    pub(super) const INPUT: u32 = 4;
-    pub(super) const INPUT_SPACE: u32 = 5;
-    pub(super) const CLIENT: u32 = 6;
-    pub(super) const WORKERS: u32 = 7;
-    pub(super) const HELPERS: u32 = 8;
-    pub(super) const SOURCES: u32 = 16;
-}
-
-/// A descriptor that is waited on only now and then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Interest {
-    None,
-    /// epoll tells when.
-    Polled(RawFd),
-    /// A regular file, which epoll does not take, because it is ready at any time.
-    Always(RawFd),
+    pub(super) const WORKERS: u32 = 2;
+    pub(super) const HELPERS: u32 = 3;
+    /// Of the first console; those of the others follow.
+    pub(super) const CONSOLES: u32 = 8;
+    pub(super) const SOURCES: u32 = 64;
 }
 
 /// The loop itself, made when the VM is built: a host that has no descriptor left refuses the start, not the run.
@@ -75,12 +57,9 @@ pub(crate) struct Control {
     blueprint: Blueprint,
     machine: Option<Machine>,
     handle: VmHandle,
-    console: ConsoleHost,
+    serial: ConsolePort,
+    console: Option<ConsolePort>,
     sources: Vec<Box<dyn ControlSource>>,
-    /// Input that the guest has not taken yet.
-    pending: Vec<u8>,
-    input: Interest,
-    sink: Interest,
     /// When the VM's time is up.
     deadline: Option<Instant>,
 }
@@ -90,18 +69,37 @@ impl Control {
         blueprint: Blueprint,
         machine: Machine,
         handle: VmHandle,
-        console: ConsoleHost,
+        consoles: Consoles,
         sources: Vec<Box<dyn ControlSource>>,
     ) -> Self {
+        let Blueprint {
+            output,
+            input_space,
+            console: link,
+            ..
+        } = &blueprint;
+        let token = token::CONSOLES;
+        let serial = ConsolePort::new(consoles.serial, output.clone(), input_space.clone(), token);
+        let console = consoles.console.zip(link.clone()).map(|(host, link)| {
+            let (output, space) = (link.output().clone(), link.input_space().clone());
+            let mut port = ConsolePort::new(host, output, space, token + console_port::TOKENS);
+            let resized = link.clone();
+            port.on_resize(Box::new(move |size| {
+                if let Err(err) = resized.resize(size) {
+                    log::debug!("the guest was not told of a new size: {err}");
+                }
+            }));
+            // It keeps what is typed for whatever guest comes.
+            port.connect(Box::new(move |bytes| link.receive(bytes)));
+            port
+        });
         Self {
             blueprint,
             machine: Some(machine),
             handle,
+            serial,
             console,
             sources,
-            pending: Vec::new(),
-            input: Interest::None,
-            sink: Interest::None,
             deadline: None,
         }
     }
@@ -126,10 +124,21 @@ impl Control {
             events.run_with_timeout(wait).map_err(failed)?;
             if let Some(reason) = events.subscriber_mut(id).map_err(failed)?.check()? {
                 let mut control = events.remove_subscriber(id).map_err(failed)?;
-                control.drain_to_the_end();
+                for port in control.ports() {
+                    let dropped = port.drain_to_the_end();
+                    if dropped > 0 {
+                        log::warn!(
+                            "{dropped} bytes of the guest's console output were dropped: nobody read them"
+                        );
+                    }
+                }
                 return Ok(reason);
             }
         }
+    }
+
+    fn ports(&mut self) -> impl Iterator<Item = &mut ConsolePort> {
+        iter::once(&mut self.serial).chain(&mut self.console)
     }
 
     fn power_on(&mut self) -> Result<(), String> {
@@ -146,15 +155,17 @@ impl Control {
                 .shared
                 .set_resizers(machine.devices.resizers.clone());
             machine.start().map_err(|err| error_chain(&err))?;
+            let serial = machine.devices.serial.clone();
+            self.serial
+                .connect(Box::new(move |bytes| serial.receive(bytes)));
         }
-        // After a restart: what the last guest did not take is for this one.
-        self.give_input();
         Ok(())
     }
 
     /// Milliseconds until the next deadline; -1 without one.
     fn next_wait(&self) -> i32 {
-        if self.input_is_ready() {
+        let mut ports = iter::once(&self.serial).chain(&self.console);
+        if ports.any(ConsolePort::input_is_ready) {
             return 0;
         }
         let shared = &self.blueprint.shared;
@@ -181,8 +192,8 @@ impl Control {
 
     /// Looks at the latch and the deadlines; `Some` is the VM's end.
     fn check(&mut self) -> Result<Option<ExitReason>, String> {
-        if self.input_is_ready() {
-            self.read_input();
+        for port in self.ports().filter(|port| port.input_is_ready()) {
+            port.read_input();
         }
         let now = Instant::now();
         let shared = &self.blueprint.shared;
@@ -203,7 +214,9 @@ impl Control {
             return Ok(Some(ExitReason::Panic(panic)));
         }
         match reason {
-            ExitReason::Reset if self.blueprint.config.on_reboot == OnReboot::Restart => {
+            ExitReason::Reset
+                if shared.take_reset() || self.blueprint.config.on_reboot == OnReboot::Restart =>
+            {
                 shared.timeline.host("restart");
                 let machine = Machine::build(&self.blueprint).map_err(|err| error_chain(&err))?;
                 self.machine = Some(machine);
@@ -220,71 +233,15 @@ impl Control {
         // They keep the images open, and locked.
         shared.set_resizers(Vec::new());
         // A vCPU may be waiting for room in the queue of a sink that stands still.
-        self.blueprint.output.interrupt();
+        for port in self.ports() {
+            port.output().interrupt();
+        }
+        self.serial.disconnect();
         self.machine = None;
-        shared.timeline.host("stopped");
-        self.blueprint.output.resume();
-    }
-
-    /// Prints what is left, as long as somebody takes it.
-    fn drain_to_the_end(&mut self) {
-        let output = &self.blueprint.output;
-        let mut patience = Instant::now() + DRAIN_PATIENCE;
-        let mut left = usize::MAX;
-        loop {
-            let state = output.drain(self.console.sink());
-            let now = Instant::now();
-            match state {
-                DrainState::Empty | DrainState::Closed => break,
-                DrainState::Blocked => {}
-            }
-            let pending = output.pending();
-            if pending < left {
-                (left, patience) = (pending, now + DRAIN_PATIENCE);
-            }
-            // Without a descriptor there is nobody who could take it.
-            let Some(fd) = self.console.sink().poll_fd() else {
-                break;
-            };
-            let wait = patience.saturating_duration_since(now);
-            if wait.is_zero() || !wait_writable(fd, wait) {
-                break;
-            }
+        self.blueprint.shared.timeline.host("stopped");
+        for port in self.ports() {
+            port.output().resume();
         }
-        output.discard();
-        let dropped = output.dropped();
-        if dropped > 0 {
-            log::warn!(
-                "{dropped} bytes of the guest's console output were dropped: nobody read them"
-            );
-        }
-    }
-
-    fn input_is_ready(&self) -> bool {
-        matches!(self.input, Interest::Always(_))
-            && self.pending.is_empty()
-            && self.console.input_fd().is_some()
-    }
-
-    /// Gives the guest as much of the pending input as it has room for.
-    fn give_input(&mut self) {
-        if let Some(machine) = &self.machine
-            && !self.pending.is_empty()
-        {
-            let taken = machine.devices.serial.receive(&self.pending);
-            self.pending.drain(..taken);
-        }
-    }
-
-    /// Reads input that is ready; only when the guest has taken all that was read before.
-    fn read_input(&mut self) {
-        if self.console.input_fd().is_none() || !self.pending.is_empty() {
-            return;
-        }
-        self.pending.resize(INPUT_CHUNK, 0);
-        let count = self.console.read(&mut self.pending).unwrap_or(0);
-        self.pending.truncate(count);
-        self.give_input();
     }
 
     /// Does what virtio devices have to do that have no thread of their own.
@@ -299,14 +256,6 @@ impl Control {
             }
         }
     }
-
-    /// Waits on input only while the guest can take some, and on the sink only while it is blocked.
-    fn update_interest(&mut self, blocked: bool, ops: &mut EventOps) {
-        let input = self.console.input_fd().filter(|_| self.pending.is_empty());
-        self.input = reconcile(ops, self.input, input, token::INPUT, EventSet::IN);
-        let sink = self.console.sink().poll_fd().filter(|_| blocked);
-        self.sink = reconcile(ops, self.sink, sink, token::SINK, EventSet::OUT);
-    }
 }
 
 impl MutEventSubscriber for Control {
@@ -317,16 +266,6 @@ impl MutEventSubscriber for Control {
             token::WAKE => {
                 let _ = self.blueprint.shared.wake.read();
             }
-            token::OUTPUT => {
-                let _ = self.blueprint.output.wake_event().read();
-            }
-            token::INPUT_SPACE => {
-                let _ = self.blueprint.input_space.read();
-                self.give_input();
-            }
-            token::INPUT => self.read_input(),
-            token::CLIENT => self.console.accept(),
-            token::SINK => {}
             token::WORKERS => self.dispatch_workers(ops),
             token::HELPERS => {
                 if let Some(helpers) = &self.blueprint.helpers {
@@ -334,15 +273,19 @@ impl MutEventSubscriber for Control {
                     helpers.dispatch(machine.map_or(&mut [], |machine| &mut machine.passt));
                 }
             }
+            token @ ..token::SOURCES => {
+                let _ = self.ports().any(|port| port.handle(token));
+            }
             source => {
-                let index = source.saturating_sub(token::SOURCES) as usize;
+                let index = (source - token::SOURCES) as usize;
                 if let Some(source) = self.sources.get_mut(index) {
                     source.ready(&self.handle);
                 }
             }
         }
-        let state = self.blueprint.output.drain(self.console.sink());
-        self.update_interest(state == DrainState::Blocked, ops);
+        for port in self.ports() {
+            port.turn(ops);
+        }
     }
 
     fn init(&mut self, ops: &mut EventOps) {
@@ -350,17 +293,11 @@ impl MutEventSubscriber for Control {
         let mut fixed = vec![
             (shared.latch.event().as_raw_fd(), token::EXIT),
             (shared.wake.as_raw_fd(), token::WAKE),
-            (
-                self.blueprint.output.wake_event().as_raw_fd(),
-                token::OUTPUT,
-            ),
-            (self.blueprint.input_space.as_raw_fd(), token::INPUT_SPACE),
         ];
         let workers = self.blueprint.workers.as_ref();
         fixed.extend(workers.map(|workers| (workers.as_raw_fd(), token::WORKERS)));
         let helpers = self.blueprint.helpers.as_ref();
         fixed.extend(helpers.map(|helpers| (helpers.as_raw_fd(), token::HELPERS)));
-        fixed.extend(self.console.listener().map(|fd| (fd, token::CLIENT)));
         let sources = self.sources.iter().zip(token::SOURCES..);
         fixed.extend(sources.map(|(source, token)| (source.fd(), token)));
         for (fd, token) in fixed {
@@ -368,58 +305,8 @@ impl MutEventSubscriber for Control {
                 log::error!("the control thread cannot wait on descriptor {fd}: {err}");
             }
         }
-        self.update_interest(false, ops);
-    }
-}
-
-/// Makes epoll wait on `wanted` instead of on what it waited on before.
-fn reconcile(
-    ops: &mut EventOps,
-    current: Interest,
-    wanted: Option<RawFd>,
-    token: u32,
-    set: EventSet,
-) -> Interest {
-    let (Interest::Polled(held) | Interest::Always(held)) = current else {
-        return match wanted {
-            Some(fd) => add(ops, fd, token, set),
-            None => Interest::None,
-        };
-    };
-    if wanted == Some(held) {
-        return current;
-    }
-    if current == Interest::Polled(held)
-        && let Err(err) = ops.remove(Events::with_data_raw(held, token, set))
-    {
-        log::debug!("descriptor {held} was not waited on: {err}");
-    }
-    match wanted {
-        Some(fd) => add(ops, fd, token, set),
-        None => Interest::None,
-    }
-}
-
-fn add(ops: &mut EventOps, fd: RawFd, token: u32, set: EventSet) -> Interest {
-    match ops.add(Events::with_data_raw(fd, token, set)) {
-        Ok(()) => Interest::Polled(fd),
-        // The file does not know readiness (a regular file, /dev/null), and is always ready.
-        Err(event_manager::Error::Epoll(err)) if err.errno() == libc::EPERM => Interest::Always(fd),
-        Err(err) => {
-            log::warn!("the control thread cannot wait on descriptor {fd}: {err}");
-            Interest::None
+        for port in self.ports() {
+            port.init(ops);
         }
     }
-}
-
-fn wait_writable(fd: RawFd, wait: Duration) -> bool {
-    let mut poll = libc::pollfd {
-        fd,
-        events: libc::POLLOUT,
-        revents: 0,
-    };
-    let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: `poll` is one valid pollfd, and the count says so.
-    let ready = unsafe { libc::poll(&mut poll, 1, wait) };
-    ready > 0
 }

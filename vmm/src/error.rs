@@ -43,9 +43,11 @@ pub enum Error {
     /// A vCPU could not be set up.
     #[error("cannot set up a vCPU")]
     Vcpu(#[from] VcpuError),
-    /// A serial port's file or socket could not be opened.
-    #[error("cannot open the serial port's {what} \"{}\"", path.display())]
-    Serial {
+    /// A console's file or socket could not be opened.
+    #[error("cannot open the {console}'s {what} \"{}\"", path.display())]
+    Console {
+        /// "serial port" or "console".
+        console: &'static str,
         /// "file" or "socket".
         what: &'static str,
         /// Its path.
@@ -99,7 +101,7 @@ impl Error {
             Self::Vhost(err) => err.remedy(),
             Self::Passt(err) => err.remedy(),
             Self::Vsock(err) => err.remedy(),
-            Self::Serial {
+            Self::Console {
                 source,
                 what: "socket",
                 ..
@@ -109,7 +111,7 @@ impl Error {
             ),
             Self::Vcpu(_)
             | Self::Platform { .. }
-            | Self::Serial { .. }
+            | Self::Console { .. }
             | Self::TooManyDevices { .. } => None,
             Self::Host { source, .. } => match source.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE) => {

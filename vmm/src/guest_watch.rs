@@ -1,6 +1,7 @@
-//! What the guest's console and its paravirtual devices tell about its health.
+//! What the guest's consoles and its paravirtual devices tell about its health.
 //!
-//! Called on vCPU threads, with each byte that the guest prints; the control thread asks for the outcome. A panic is not the
+//! Called on vCPU threads and on those of devices, with each byte that the guest prints on the serial port and on the virtio console, each
+//! of which is a text of its own; the control thread asks for the outcome. A panic is not the
 //! end at once: the kernel has more to print (registers, a trace), so that the VM goes on until its closing line, until it
 //! has been quiet for [`QUIET`], or for [`LONGEST`], whichever comes first.
 
@@ -34,16 +35,38 @@ pub(crate) struct GuestWatch {
     state: Mutex<State>,
 }
 
+/// The consoles that are watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watched {
+    Serial,
+    Console,
+}
+
+/// Watches one of them.
+struct Observer {
+    watch: Arc<GuestWatch>,
+    console: Watched,
+}
+
 #[derive(Default)]
 struct State {
-    matcher: PanicWatch,
-    seen_output: bool,
+    serial: Seen,
+    console: Seen,
     panic: Option<Noticed>,
+}
+
+/// What a console has shown.
+#[derive(Default)]
+struct Seen {
+    matcher: PanicWatch,
+    output: bool,
 }
 
 /// A panic that was noticed.
 struct Noticed {
     line: Option<String>,
+    /// Where it was seen.
+    console: Watched,
     /// When there is nothing more to wait for, unless it goes on printing.
     settled_at: Instant,
     /// When there is nothing more to wait for in any case.
@@ -62,7 +85,7 @@ impl GuestWatch {
     /// The pvpanic device was told of a panic.
     pub(crate) fn panicked(&self) {
         self.timeline.guest("pvpanic");
-        self.notice(&mut self.state(), None);
+        self.notice(&mut self.state().panic, Watched::Serial, None);
     }
 
     /// When the VM of a guest that panicked should end.
@@ -79,18 +102,31 @@ impl GuestWatch {
         let noticed = state.panic.as_ref()?;
         Some(GuestPanic {
             line: noticed.line.clone(),
-            last_lines: state.matcher.last_lines(EXCERPT_LINES),
+            last_lines: state.last_lines(noticed.console),
         })
     }
 
-    fn notice(&self, state: &mut State, line: Option<String>) {
-        match &mut state.panic {
-            Some(noticed) => noticed.line = noticed.line.take().or(line),
+    /// What is to see the output of a console.
+    pub(crate) fn observer(self: &Arc<Self>, console: Watched) -> Arc<dyn ConsoleObserver> {
+        Arc::new(Observer {
+            watch: self.clone(),
+            console,
+        })
+    }
+
+    fn notice(&self, panic: &mut Option<Noticed>, console: Watched, line: Option<String>) {
+        match panic {
+            Some(noticed) => {
+                if noticed.line.is_none() && line.is_some() {
+                    (noticed.line, noticed.console) = (line, console);
+                }
+            }
             None => {
                 let now = Instant::now();
                 let (settled_at, last_call) = (now + QUIET, now + LONGEST);
-                state.panic = Some(Noticed {
+                *panic = Some(Noticed {
                     line,
+                    console,
                     settled_at,
                     last_call,
                 });
@@ -110,29 +146,62 @@ impl GuestWatch {
     }
 }
 
-impl ConsoleObserver for GuestWatch {
-    fn observe(&self, bytes: &[u8]) {
-        let mut state = self.state();
-        if !state.seen_output {
-            state.seen_output = true;
-            self.timeline.guest("first-serial-byte");
+impl State {
+    /// The last lines of a console, or of the other one, where it has none.
+    fn last_lines(&self, console: Watched) -> Vec<String> {
+        let (one, other) = match console {
+            Watched::Serial => (&self.serial, &self.console),
+            Watched::Console => (&self.console, &self.serial),
+        };
+        let lines = one.matcher.last_lines(EXCERPT_LINES);
+        match lines.is_empty() {
+            true => other.matcher.last_lines(EXCERPT_LINES),
+            false => lines,
         }
-        if let Some(noticed) = &mut state.panic {
+    }
+}
+
+impl ConsoleObserver for Observer {
+    fn observe(&self, bytes: &[u8]) {
+        self.watch.observe(self.console, bytes);
+    }
+}
+
+impl GuestWatch {
+    fn observe(&self, console: Watched, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        let State {
+            serial,
+            console: hvc,
+            panic,
+        } = &mut *state;
+        let (seen, first) = match console {
+            Watched::Serial => (serial, "first-serial-byte"),
+            Watched::Console => (hvc, "first-console-byte"),
+        };
+        if !seen.output {
+            seen.output = true;
+            self.timeline.guest(first);
+        }
+        if let Some(noticed) = panic {
             // The control thread wakes at the earlier time, and finds that it is later now.
             noticed.settled_at = noticed
                 .settled_at
                 .max(noticed.last_call.min(Instant::now() + QUIET));
         }
         let mut events = Vec::new();
-        state.matcher.feed(bytes, &mut |event| events.push(event));
+        seen.matcher.feed(bytes, &mut |event| events.push(event));
         for event in events {
             match event {
                 PanicEvent::Panic { line } => {
                     self.timeline.guest("panic-line");
-                    self.notice(&mut state, Some(line));
+                    self.notice(panic, console, Some(line));
                 }
                 PanicEvent::End => {
-                    if let Some(noticed) = &mut state.panic {
+                    if let Some(noticed) = panic {
                         let end = Instant::now() + LINE_FEED;
                         (noticed.settled_at, noticed.last_call) = (end, end);
                         self.wake();

@@ -1,6 +1,8 @@
 //! What the owner of a VM holds while it runs, and the state behind it.
 
 use std::io;
+use std::iter;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -9,11 +11,14 @@ use vmm_sys_util::eventfd::EventFd;
 use ampoule_devices::console::ConsoleOutput;
 use ampoule_devices::legacy::power::AcpiPower;
 use ampoule_devices::virtio::block::{Resized, Resizer};
+use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::exit::{ExitLatch, ExitReason};
 use crate::guest_watch::GuestWatch;
+use crate::lifecycle::{Lifecycle, PausedMemory, StateError, VmState};
 use crate::metrics::{Metrics, Registry};
 use crate::timeline::Timeline;
+use crate::vcpu::Registers;
 
 /// A VM, as its owner sees it: cheap to clone, and safe to use from any thread, before the start, during the run and after
 /// the end.
@@ -43,7 +48,7 @@ pub enum ResizeError {
     },
 }
 
-/// What all threads of a VM share. Its locks are leaves: nobody who holds one takes another.
+/// What all threads of a VM share. Its locks are leaves, but for the lifecycle's: nobody who holds one takes another.
 pub(crate) struct Shared {
     /// The end of the present run.
     pub(crate) latch: Arc<ExitLatch>,
@@ -53,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) watch: Arc<GuestWatch>,
     /// What is counted.
     pub(crate) metrics: Registry,
+    /// The virtio console, where there is one.
+    console: Option<Arc<ConsoleLink>>,
     /// Wakes the control thread, when it should look at its deadlines again.
     pub(crate) wake: EventFd,
     /// The present machine's power button; a restart brings another.
@@ -61,6 +68,10 @@ pub(crate) struct Shared {
     resizers: Mutex<Vec<Resizer>>,
     /// When a guest that was asked to power off is stopped.
     stop_at: Mutex<Option<Instant>>,
+    /// Where the VM is in its life.
+    pub(crate) lifecycle: Lifecycle,
+    /// Its owner wants a reset.
+    reset_asked: AtomicBool,
     /// The end of the VM.
     outcome: Mutex<Option<ExitReason>>,
     ended: Condvar,
@@ -76,8 +87,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub(crate) fn new(
         timeline: Arc<Timeline>,
-        consoles: Vec<(&'static str, Arc<ConsoleOutput>)>,
+        serial: Arc<ConsoleOutput>,
+        console: Option<Arc<ConsoleLink>>,
     ) -> io::Result<Self> {
+        let hvc = console
+            .as_ref()
+            .map(|link| ("console", link.output().clone()));
+        let consoles = iter::once(("serial", serial)).chain(hvc).collect();
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let watch = Arc::new(GuestWatch::new(timeline.clone(), wake.try_clone()?));
         Ok(Self {
@@ -85,10 +101,13 @@ impl Shared {
             timeline,
             watch,
             metrics: Registry::new(consoles),
+            console,
             wake,
             power: Mutex::new(None),
             resizers: Mutex::new(Vec::new()),
             stop_at: Mutex::new(None),
+            lifecycle: Lifecycle::new(),
+            reset_asked: AtomicBool::new(false),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
         })
@@ -106,7 +125,13 @@ impl Shared {
         *lock(&self.stop_at)
     }
 
+    /// Whether the reset at hand is the owner's; asked once for each.
+    pub(crate) fn take_reset(&self) -> bool {
+        self.reset_asked.swap(false, Ordering::AcqRel)
+    }
+
     pub(crate) fn finish(&self, reason: ExitReason) {
+        self.lifecycle.end();
         *lock(&self.outcome) = Some(reason);
         self.ended.notify_all();
     }
@@ -164,6 +189,61 @@ impl VmHandle {
         self.shared.latch.set(ExitReason::Stopped);
     }
 
+    /// Where the VM is in its life. While a pause is under way it is still running.
+    pub fn state(&self) -> VmState {
+        self.shared.lifecycle.state()
+    }
+
+    /// Holds the VM still: on the return, no vCPU is in the guest and no device touches its memory. Of a paused VM it does
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`StateError::State`] of a VM that is not started, or ends; [`StateError::OwnThread`].
+    pub fn pause(&self) -> Result<(), StateError> {
+        self.shared.lifecycle.pause()
+    }
+
+    /// Lets a paused VM go on. Of a running one it does nothing.
+    ///
+    /// # Errors
+    /// As for [`Self::pause`].
+    pub fn resume(&self) -> Result<(), StateError> {
+        self.shared.lifecycle.resume()
+    }
+
+    /// Resets the VM, running or paused: it boots again from the files that its configuration names, as if its reset button
+    /// were pressed. Carried out by the control thread, after the return. [`ExitReason::HostFailed`] is the VM's end, where it
+    /// cannot be built again.
+    ///
+    /// # Errors
+    /// [`StateError::State`] of a VM that is not started, or has ended.
+    pub fn reset(&self) -> Result<(), StateError> {
+        match self.state() {
+            VmState::Running | VmState::Paused => {
+                self.shared.reset_asked.store(true, Ordering::Release);
+                self.shared.latch.set(ExitReason::Reset);
+                Ok(())
+            }
+            state => Err(StateError::State { state }),
+        }
+    }
+
+    /// A paused VM's memory; as long as it is held, the VM stays paused.
+    ///
+    /// # Errors
+    /// [`StateError::State`] of a VM that is not paused; [`StateError::OwnThread`].
+    pub fn memory(&self) -> Result<PausedMemory<'_>, StateError> {
+        self.shared.lifecycle.memory()
+    }
+
+    /// The registers of a paused VM's vCPU.
+    ///
+    /// # Errors
+    /// As for [`Self::memory`], and [`StateError::NoVcpu`] or [`StateError::NoRegisters`].
+    pub fn vcpu_registers(&self, index: u32) -> Result<Registers, StateError> {
+        self.shared.lifecycle.registers(index)
+    }
+
     /// Waits for the VM's end. Of a VM that was never started, there is none.
     pub fn wait(&self) -> ExitReason {
         let mut outcome = lock(&self.shared.outcome);
@@ -193,6 +273,16 @@ impl VmHandle {
     /// The reason of its end, once there is one.
     pub fn exit_reason(&self) -> Option<ExitReason> {
         lock(&self.shared.outcome).clone()
+    }
+
+    /// The terminal of the virtio console has another size now, in columns and rows; the guest is told. Nothing happens where the
+    /// VM has no such console, or started without a size.
+    ///
+    /// # Errors
+    /// The host's, on raising the interrupt.
+    pub fn resize_console(&self, cols: u16, rows: u16) -> io::Result<()> {
+        let console = self.shared.console.as_ref();
+        console.map_or(Ok(()), |console| console.resize((cols, rows)))
     }
 
     /// What has been counted since the VM's first start.

@@ -11,6 +11,7 @@ use ampoule_arch::boot::{linux, pvh, reset};
 use ampoule_arch::layout;
 use ampoule_arch::regs::{self, EntryPoint};
 use ampoule_devices::console::ConsoleOutput;
+use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::config::VmConfig;
 use crate::device_manager::DeviceManager;
@@ -19,10 +20,11 @@ use crate::handle::Shared;
 use crate::io_thread::{IoThread, WorkerLoop};
 use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
+use crate::lifecycle::Controls;
 use crate::memory::{self, GuestRam};
 use crate::metrics::{MachineMetrics, VcpuMetrics};
 use crate::passt::{HelperWatch, Passt};
-use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
+use crate::vcpu::{PauseGate, Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
 use crate::virtio::{self, Placement};
 
 /// What a machine is built from, and what outlives it.
@@ -33,7 +35,9 @@ pub(crate) struct Blueprint {
     /// Where the serial port prints.
     pub(crate) output: Arc<ConsoleOutput>,
     /// Tells that the serial port can take more input.
-    pub(crate) input_space: EventFd,
+    pub(crate) input_space: Arc<EventFd>,
+    /// The virtio console's host half, where there is one.
+    pub(crate) console: Option<Arc<ConsoleLink>>,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
     /// What the control thread waits on for helper processes, in VMs that have some.
@@ -50,10 +54,14 @@ pub(crate) struct Machine {
     pub(crate) devices: DeviceManager,
     /// Where virtio devices work, unless the control thread does it.
     io: Option<IoThread>,
+    /// The loop that has their workers.
+    workers: Option<Arc<WorkerLoop>>,
+    gate: Arc<PauseGate>,
+    shared: Arc<Shared>,
     /// The processes behind its user networks.
     pub(crate) passt: Vec<Passt>,
     _vm: VmFd,
-    _ram: GuestRam,
+    ram: GuestRam,
 }
 
 impl Machine {
@@ -65,6 +73,7 @@ impl Machine {
             shared,
             output,
             input_space,
+            console,
             workers,
             helpers,
         } = blueprint;
@@ -78,7 +87,7 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let virtio = virtio::devices(config, &ram)?;
+        let virtio = virtio::devices(config, &ram, console.as_ref())?;
         devices.resizers = virtio.resizers;
         if let Some(watch) = helpers {
             let waited = virtio
@@ -91,13 +100,16 @@ impl Machine {
             Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
             Placement::Nowhere | Placement::ControlThread => None,
         };
-        if let Some(host) = workers.as_ref().or(io.as_ref().map(IoThread::workers)) {
+        let workers = workers.as_ref().or(io.as_ref().map(IoThread::workers));
+        if let Some(host) = workers {
             devices.add_virtio(&vm, &ram, host, virtio.all)?;
         }
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
 
+        let gate = Arc::<PauseGate>::default();
         let context = VcpuContext {
+            gate: gate.clone(),
             ports: devices.ports.clone(),
             mmio: devices.mmio.clone(),
             latch: shared.latch.clone(),
@@ -130,10 +142,13 @@ impl Machine {
             threads: Vec::new(),
             vcpus,
             devices,
+            workers: workers.cloned(),
             io,
+            gate,
+            shared: shared.clone(),
             passt: virtio.helpers,
             _vm: vm,
-            _ram: ram,
+            ram,
         })
     }
 
@@ -147,12 +162,19 @@ impl Machine {
             self.threads
                 .push(vcpu.spawn().map_err(Error::host("vCPU thread"))?);
         }
+        self.shared.lifecycle.begin(Controls {
+            gate: self.gate.clone(),
+            vcpus: self.threads.iter().map(|it| it.kick().clone()).collect(),
+            workers: self.workers.clone(),
+            ram: self.ram.clone(),
+        });
         Ok(())
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        self.shared.lifecycle.end_machine();
         for thread in &self.threads {
             thread.stop();
         }

@@ -1,18 +1,25 @@
 //! From configuration to virtio devices: the table of those that are built in.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ampoule_devices::backend::disk::{BlockBackend, DiskError, OpenDisk, RawDisk};
 use ampoule_devices::backend::frame_stream::FrameStream;
+#[cfg(feature = "qcow2")]
+use ampoule_devices::backend::qcow2::Qcow2Disk;
 use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::backend::vhost_net::VhostNet;
+use ampoule_devices::rate_limiter::RateLimiter;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
+use ampoule_devices::virtio::console::{Console, ConsoleLink};
 use ampoule_devices::virtio::net::{self, Net};
-use ampoule_devices::virtio::rng::Rng;
+use ampoule_devices::virtio::rng::{self, Rng};
 use ampoule_devices::virtio::vsock::Vsock;
 
-use crate::config::{CacheMode, DiskConfig, DiskEngine, NetConfig, VmConfig};
+use crate::config::{
+    BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat, NetConfig, VmConfig,
+};
 use crate::error::Error;
 use crate::memory::GuestRam;
 use crate::passt::{Passt, PasstConfig};
@@ -35,7 +42,11 @@ pub(crate) struct Devices {
 ///
 /// # Errors
 /// What a device stands on cannot be opened or started.
-pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Devices, Error> {
+pub(crate) fn devices(
+    config: &VmConfig,
+    ram: &GuestRam,
+    console: Option<&Arc<ConsoleLink>>,
+) -> Result<Devices, Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     let (mut resizers, mut helpers) = (Vec::new(), Vec::new());
     for (index, disk) in config.disk.iter().enumerate() {
@@ -56,8 +67,12 @@ pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Devices, Erro
         };
         devices.push((name, Box::new(device)));
     }
+    if let Some(link) = console {
+        devices.push(("console".into(), Box::new(Console::new(link.clone()))));
+    }
     if config.rng {
-        devices.push(("rng".into(), Box::new(Rng::new())));
+        let rng = Rng::limited(rng::limit()).map_err(Error::host("entropy device"))?;
+        devices.push(("rng".into(), Box::new(rng)));
     }
     if let Some(vsock) = &config.vsock {
         let device = Vsock::open(vsock.cid, &vsock.socket)?;
@@ -75,7 +90,7 @@ pub(crate) fn devices(config: &VmConfig, ram: &GuestRam) -> Result<Devices, Erro
 pub(crate) enum Placement {
     /// There are none.
     Nowhere,
-    /// The control thread, which gives random bytes, too: a request is answered at once, and a thread for it would cost every VM
+    /// The control thread, which has a console's other half anyhow, and gives random bytes, too: a request is answered at once, and a thread for it would cost every VM
     /// that has nothing else a twentieth of its start.
     ControlThread,
     /// An I/O thread.
@@ -86,7 +101,7 @@ pub(crate) enum Placement {
 pub(crate) fn placement(config: &VmConfig) -> Placement {
     if !config.disk.is_empty() || !config.net.is_empty() || config.vsock.is_some() {
         Placement::IoThread
-    } else if config.rng {
+    } else if config.rng || config.console.is_some() {
         Placement::ControlThread
     } else {
         Placement::Nowhere
@@ -94,13 +109,25 @@ pub(crate) fn placement(config: &VmConfig) -> Placement {
 }
 
 fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
-    let image = RawDisk::open(&OpenDisk {
+    let options = OpenDisk {
         path: &disk.path,
         read_only: disk.readonly,
         create_size: disk.size.map(|size| size.as_bytes()),
         direct: disk.direct,
         lock: disk.lock,
-    })?;
+    };
+    let image: Arc<dyn BlockBackend> = match disk.format {
+        DiskFormat::Raw => Arc::new(RawDisk::open(&options)?),
+        DiskFormat::Qcow2 => open_qcow2(&options, disk.backing == BackingFiles::Allow)?,
+    };
+    let limit = disk.limit();
+    let limiter = match limit.is_some() {
+        true => {
+            let limiter = RateLimiter::new(limit, Instant::now());
+            Some(Arc::new(limiter.map_err(Error::host("disk's timer"))?))
+        }
+        false => None,
+    };
     let config = BlockConfig {
         serial: disk.serial.clone().unwrap_or_else(|| name.clone()),
         name,
@@ -110,21 +137,43 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
             CacheMode::Unsafe => block::CacheMode::Unsafe,
         },
         queues: disk.queues,
-        limiter: None,
+        limiter,
         poll: disk.poll.as_duration(),
     };
-    let engine = engine(disk, &image)?;
-    Ok(Block::new(config, Arc::new(image), engine))
+    let engine = engine(disk, &*image)?;
+    Ok(Block::new(config, image, engine))
 }
 
-/// The engine that was asked for, or the one that measures best (docs/performance.md).
+#[cfg(feature = "qcow2")]
+fn open_qcow2(
+    options: &OpenDisk<'_>,
+    allow_backing: bool,
+) -> Result<Arc<dyn BlockBackend>, DiskError> {
+    Ok(Arc::new(Qcow2Disk::open(options, allow_backing)?))
+}
+
+#[cfg(not(feature = "qcow2"))]
+fn open_qcow2(options: &OpenDisk<'_>, _: bool) -> Result<Arc<dyn BlockBackend>, DiskError> {
+    Err(DiskError::Format {
+        path: options.path.to_owned(),
+        source: std::io::Error::other("this build is without qcow2"),
+    })
+}
+
+/// The engine that was asked for, or the one that measures best (docs/performance.md): what the host's page cache answers is there
+/// before a ring could be asked for it; what it does not answer can be under way many at once.
 fn engine(disk: &DiskConfig, image: &dyn BlockBackend) -> Result<Engine, DiskError> {
     match disk.engine {
-        None | Some(DiskEngine::Sync) => Ok(Engine::sync()),
         Some(DiskEngine::IoUring) => Engine::io_uring(image).map_err(|source| DiskError::Ring {
             path: disk.path.clone(),
             source,
         }),
+        None if disk.direct && disk.format == DiskFormat::Raw => Ok(Engine::io_uring(image)
+            .unwrap_or_else(|err| {
+                log::info!("{}: no io_uring: {err}", disk.path.display());
+                Engine::sync()
+            })),
+        None | Some(DiskEngine::Sync) => Ok(Engine::sync()),
     }
 }
 

@@ -1,17 +1,21 @@
 //! A virtual machine: built, then run to its end.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use ampoule_devices::console::ConsoleOutput;
+use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::config::VmConfig;
-use crate::console::{ConsoleHost, SerialEnds};
+use crate::console::{ConsoleEnds, ConsoleHost, Consoles};
 use crate::control::{Control, ControlSource, EventLoop};
 use crate::error::Error;
 use crate::exit::ExitReason;
+use crate::guest_watch::Watched;
 use crate::handle::{Shared, VmHandle};
 use crate::io_thread::WorkerLoop;
 use crate::kvm::Kvm;
@@ -35,7 +39,8 @@ use crate::virtio::{self, Placement};
 pub struct VmBuilder {
     config: VmConfig,
     timeline: Option<Timeline>,
-    serial: Option<SerialEnds>,
+    serial: Option<ConsoleEnds>,
+    console: Option<(ConsoleEnds, Option<(u16, u16)>)>,
     sources: Vec<Box<dyn ControlSource>>,
 }
 
@@ -46,6 +51,7 @@ impl VmBuilder {
             config,
             timeline: None,
             serial: None,
+            console: None,
             sources: Vec::new(),
         }
     }
@@ -57,8 +63,15 @@ impl VmBuilder {
     }
 
     /// Connects the serial port to these ends, instead of to what the configuration's `serial` says.
-    pub fn serial(mut self, ends: SerialEnds) -> Self {
+    pub fn serial(mut self, ends: ConsoleEnds) -> Self {
         self.serial = Some(ends);
+        self
+    }
+
+    /// Connects the virtio console to these ends, instead of to what the configuration's `console` says, which has to ask for
+    /// one all the same. `size` is that of the terminal there, columns and rows; without one, none is shown to the guest.
+    pub fn console(mut self, ends: ConsoleEnds, size: Option<(u16, u16)>) -> Self {
+        self.console = Some((ends, size));
         self
     }
 
@@ -78,14 +91,24 @@ impl VmBuilder {
         let kvm = Kvm::open()?;
         timeline.host("kvm-open");
         let output = Arc::new(ConsoleOutput::new().map_err(Error::host("console"))?);
-        let consoles = vec![("serial", output.clone())];
-        let shared = Shared::new(timeline, consoles).map_err(Error::host("event"))?;
-        let shared = Arc::new(shared);
-        let console = match self.serial {
-            Some(ends) => ConsoleHost::fixed(ends),
-            None => ConsoleHost::open(&self.config.serial)?,
+        let serial = match self.serial {
+            Some(ends) => ConsoleHost::fixed(ends, None),
+            None => ConsoleHost::open(self.config.effective_serial(), "serial port")?,
         };
-        output.set_observer(shared.watch.clone());
+        let console = match (&self.config.console, self.console) {
+            (None, _) => None,
+            (Some(_), Some((ends, size))) => Some(ConsoleHost::fixed(ends, size)),
+            (Some(config), None) => Some(ConsoleHost::open(config, "console")?),
+        };
+        let link = console.as_ref().map(link).transpose();
+        let link = link.map_err(Error::host("console"))?;
+        let shared = Shared::new(timeline, output.clone(), link.clone());
+        let shared = Arc::new(shared.map_err(Error::host("event"))?);
+        output.set_observer(shared.watch.observer(Watched::Serial));
+        if let Some(link) = &link {
+            let observer = shared.watch.observer(Watched::Console);
+            link.output().set_observer(observer);
+        }
         let workers = match virtio::placement(&self.config) {
             Placement::ControlThread => {
                 let workers = WorkerLoop::new().map_err(Error::host("event loop"))?;
@@ -104,7 +127,9 @@ impl VmBuilder {
             kvm,
             shared,
             output,
+            console: link,
             input_space: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map(Arc::new)
                 .map_err(Error::host("event"))?,
         };
         let events = EventLoop::new().map_err(Error::host("event loop"))?;
@@ -113,10 +138,16 @@ impl VmBuilder {
             events,
             blueprint,
             machine,
-            console,
+            consoles: Consoles { serial, console },
             sources: self.sources,
         })
     }
+}
+
+/// What joins a virtio console's host end with the device.
+fn link(host: &ConsoleHost) -> io::Result<Arc<ConsoleLink>> {
+    let output = Arc::new(ConsoleOutput::for_offers()?);
+    Ok(Arc::new(ConsoleLink::new(output, host.size())?))
 }
 
 /// A VM that has not started yet.
@@ -124,7 +155,7 @@ pub struct Vm {
     events: EventLoop,
     blueprint: Blueprint,
     machine: Machine,
-    console: ConsoleHost,
+    consoles: Consoles,
     sources: Vec<Box<dyn ControlSource>>,
 }
 
@@ -132,6 +163,11 @@ impl Vm {
     /// What reaches the VM from other threads; valid from now on.
     pub fn handle(&self) -> VmHandle {
         VmHandle::new(self.blueprint.shared.clone())
+    }
+
+    /// Where the consoles are that the configuration has on pseudo-terminals: `serial` or `console`, and the path.
+    pub fn ptys(&self) -> Vec<(&'static str, PathBuf)> {
+        self.consoles.ptys()
     }
 
     /// Runs the VM to its end with the calling thread as its control thread.
@@ -143,7 +179,7 @@ impl Vm {
             self.blueprint,
             self.machine,
             handle,
-            self.console,
+            self.consoles,
             self.sources,
         )
         .run(self.events)

@@ -11,10 +11,12 @@ pub(crate) mod input;
 
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ampoule_vmm::console;
 use libc::{STDIN_FILENO, c_int, c_void, siginfo_t};
 
 /// Signals that end a process by default and are not handled otherwise while a VM runs.
@@ -53,6 +55,11 @@ pub(crate) fn enter_again() {
         RAW.store(true, Ordering::SeqCst);
         set(&raw_of(found));
     }
+}
+
+/// The size of the terminal on standard output, or else of that on standard input: columns and rows.
+pub(crate) fn size() -> Option<(u16, u16)> {
+    console::terminal_size(io::stdout().as_fd()).or(console::terminal_size(io::stdin().as_fd()))
 }
 
 /// The terminal is in raw mode for as long as this lives.
@@ -156,6 +163,7 @@ extern "C" fn on_fatal_signal(signal: c_int, info: *mut siginfo_t, _: *mut c_voi
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::io::Write;
     use std::os::fd::{AsRawFd, FromRawFd};
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
@@ -174,20 +182,60 @@ mod tests {
         }
     }
 
-    /// The part of the test below that runs in a process of its own: panics, and keeps the guard from helping.
-    fn panic_in_raw_mode() {
+    /// The part of the tests below that runs in a process of its own: dies in a way, and keeps the guard from helping.
+    fn die_in_raw_mode(how: &str) {
         let guard = RawMode::enter().unwrap().expect("a terminal");
         std::mem::forget(guard);
         let stdin = File::open("/proc/self/fd/0").unwrap();
         assert_eq!(local_flags(&stdin) & libc::ICANON, 0);
         assert!(is_raw());
-        panic!("in raw mode");
+        writeln!(io::stdout(), "in raw mode").unwrap();
+        match how {
+            "panic" => panic!("as told"),
+            // Seen by nobody, and the process goes on to its end.
+            "thread" => drop(std::thread::spawn(|| panic!("as told")).join()),
+            "twice" => {
+                let _bomb = Bomb;
+                panic!("as told");
+            }
+            _ => std::process::abort(),
+        }
+    }
+
+    /// Panics while another panic is under way, which aborts the process.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("again");
+        }
     }
 
     #[test]
     fn a_panic_restores_the_terminal() {
+        assert_restored("a_panic_restores_the_terminal", "panic");
+    }
+
+    #[test]
+    fn a_panic_of_another_thread_restores_the_terminal() {
+        assert_restored("a_panic_of_another_thread_restores_the_terminal", "thread");
+    }
+
+    #[test]
+    fn a_panic_that_aborts_restores_the_terminal() {
+        assert_restored("a_panic_that_aborts_restores_the_terminal", "twice");
+    }
+
+    #[test]
+    fn an_abort_restores_the_terminal() {
+        assert_restored("an_abort_restores_the_terminal", "abort");
+    }
+
+    /// Runs the test of this name again, on a terminal of its own, where it dies.
+    #[track_caller]
+    fn assert_restored(test: &str, how: &str) {
         if std::env::var_os(CHILD).is_some() {
-            return panic_in_raw_mode();
+            return die_in_raw_mode(how);
         }
         let (mut master, mut slave) = (-1, -1);
         let (name, settings, size) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
@@ -203,7 +251,7 @@ mod tests {
         child
             .args([
                 "--exact",
-                "terminal::tests::a_panic_restores_the_terminal",
+                &format!("terminal::tests::{test}"),
                 "--nocapture",
             ])
             .env(CHILD, "1")
@@ -222,9 +270,9 @@ mod tests {
         // SAFETY: the closure only makes the two system calls above.
         unsafe { child.pre_exec(become_foreground) };
         let output = child.output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success());
-        assert!(stderr.contains("in raw mode"), "{stderr}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("in raw mode"), "{output:?}");
+        assert_eq!(output.status.success(), how == "thread", "{output:?}");
         assert_eq!(local_flags(&slave), found);
     }
 }

@@ -158,6 +158,50 @@ pub enum DiskError {
         /// The host's block.
         block: u64,
     },
+    /// It cannot be made.
+    #[error("cannot create disk \"{}\"", path.display())]
+    Create {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not of the format that it is said to have.
+    #[error("disk \"{}\" is no qcow2 image that can be used", path.display())]
+    Format {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It consists of other files, too, and nobody allowed that.
+    #[error("disk \"{}\" names \"{name}\" as its {what}, which is not allowed", path.display())]
+    Backing {
+        /// The image.
+        path: PathBuf,
+        /// "backing file" or "data file".
+        what: &'static str,
+        /// The file, as the image has it.
+        name: String,
+    },
+    /// It does not say of which format its backing file is, or that has another than raw and qcow2.
+    #[error("disk \"{}\" says that its backing file \"{}\" has the format \"{format}\", not raw or qcow2", path.display(), name.display())]
+    BackingFormat {
+        /// The image.
+        path: PathBuf,
+        /// The backing file.
+        name: PathBuf,
+        /// What it says; empty for nothing.
+        format: String,
+    },
+    /// There are too many backing files behind one another, or the last of them is the first.
+    #[error("disk \"{}\" has too long a chain of backing files before it", path.display())]
+    Chain {
+        /// The last one.
+        path: PathBuf,
+    },
     /// The host has no io_uring, or keeps it from us.
     #[error("cannot set up io_uring for disk \"{}\"", path.display())]
     Ring {
@@ -203,6 +247,16 @@ impl DiskError {
                 let up = size.next_multiple_of(*block);
                 Some(format!("truncate -s {up} {}", path.display()))
             }
+            Self::Format { .. } => Some(
+                "look at it with qemu-img info; if it is a raw image, leave format=qcow2 out".into(),
+            ),
+            Self::Backing { .. } => Some("if you trust the image: backing=allow".into()),
+            Self::BackingFormat { path, name, .. } => Some(format!(
+                "say it in the image: qemu-img rebase -u -b {} -F raw|qcow2 {}",
+                name.display(),
+                path.display()
+            )),
+            Self::Create { .. } | Self::Chain { .. } => None,
             Self::NoDirect { .. } => Some("leave direct out, or move the image".into()),
             Self::Ring { source, .. } => Some(match source.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => "io_uring is forbidden here (see sysctl kernel.io_uring_disabled, or the \
@@ -230,6 +284,63 @@ pub struct RawDisk {
     flush_failed: AtomicBool,
 }
 
+/// An image that is open, and locked.
+pub(super) struct OpenedFile {
+    pub(super) file: File,
+    pub(super) is_device: bool,
+    /// It has been created, and is empty.
+    pub(super) is_new: bool,
+}
+
+/// Opens and locks an image, whatever it holds.
+pub(super) fn open_file(options: &OpenDisk<'_>) -> Result<OpenedFile, DiskError> {
+    let path = options.path;
+    let failed = |source| DiskError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let direct_flag = if options.direct { libc::O_DIRECT } else { 0 };
+    let mut open = OpenOptions::new();
+    // O_NONBLOCK: a FIFO is to be refused, not waited for.
+    open.read(true)
+        .write(!options.read_only)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | direct_flag);
+    let mut fresh = false;
+    let file = match (options.create_size, open.open(path)) {
+        (Some(_), Err(err)) if err.kind() == io::ErrorKind::NotFound => {
+            fresh = true;
+            open.create_new(true).open(path)
+        }
+        (_, result) => result,
+    }
+    .map_err(|err| match err.raw_os_error() {
+        Some(libc::EINVAL) if options.direct => DiskError::NoDirect {
+            path: path.to_owned(),
+        },
+        _ => failed(err),
+    })?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(DiskError::NotADisk {
+            path: path.to_owned(),
+            what: what_it_is(kind),
+        });
+    }
+    if options.lock {
+        lock(&file, options.read_only).map_err(|err| match is_locked(&err) {
+            true => DiskError::Locked {
+                path: path.to_owned(),
+            },
+            false => failed(err),
+        })?;
+    }
+    Ok(OpenedFile {
+        file,
+        is_device: kind.is_block_device(),
+        is_new: fresh,
+    })
+}
+
 impl RawDisk {
     /// Opens, locks and measures an image.
     ///
@@ -241,45 +352,15 @@ impl RawDisk {
             path: path.to_owned(),
             source,
         };
-        let direct_flag = if options.direct { libc::O_DIRECT } else { 0 };
-        let mut open = OpenOptions::new();
-        // O_NONBLOCK: a FIFO is to be refused, not waited for.
-        open.read(true)
-            .write(!options.read_only)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | direct_flag);
-        let mut fresh = false;
-        let file = match (options.create_size, open.open(path)) {
-            (Some(_), Err(err)) if err.kind() == io::ErrorKind::NotFound => {
-                fresh = true;
-                open.create_new(true).open(path)
-            }
-            (_, result) => result,
-        }
-        .map_err(|err| match err.raw_os_error() {
-            Some(libc::EINVAL) if options.direct => DiskError::NoDirect {
-                path: path.to_owned(),
-            },
-            _ => failed(err),
-        })?;
-        let kind = file.metadata().map_err(failed)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::NotADisk {
-                path: path.to_owned(),
-                what: what_it_is(kind),
-            });
-        }
-        if options.lock {
-            lock(&file, options.read_only).map_err(|err| match is_locked(&err) {
-                true => DiskError::Locked {
-                    path: path.to_owned(),
-                },
-                false => failed(err),
-            })?;
-        }
-        if let Some(size) = options.create_size.filter(|_| fresh) {
+        let OpenedFile {
+            file,
+            is_device,
+            is_new,
+        } = open_file(options)?;
+        if let Some(size) = options.create_size.filter(|_| is_new) {
             file.set_len(size).map_err(failed)?;
         }
-        let size = measure(&file, kind.is_block_device()).map_err(failed)?;
+        let size = measure(&file, is_device).map_err(failed)?;
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return Err(DiskError::Size {
                 path: path.to_owned(),
@@ -293,7 +374,7 @@ impl RawDisk {
         Ok(Self {
             file,
             size: AtomicU64::new(size),
-            is_device: kind.is_block_device(),
+            is_device,
             read_only: options.read_only,
             direct,
             flush_failed: AtomicBool::new(false),

@@ -5,6 +5,9 @@ pub mod disk;
 pub mod fd_sink;
 pub mod frame_stream;
 pub mod net;
+pub mod pty;
+#[cfg(feature = "qcow2")]
+pub mod qcow2;
 pub mod tap;
 pub mod unix_socket;
 #[cfg(not(feature = "io-uring"))]

@@ -33,11 +33,6 @@ impl<T: Copy> DiskRing<T> {
     }
 
     /// See [`Self::fd`].
-    pub fn heard(&self) {
-        match self.never {}
-    }
-
-    /// See [`Self::fd`].
     pub fn listen(&mut self) {
         match self.never {}
     }

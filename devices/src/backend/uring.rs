@@ -132,7 +132,8 @@ impl<T: Copy> DiskRing<T> {
         })
     }
 
-    /// Is readable when an operation has ended, once [`Self::listen`] has asked for it.
+    /// Becomes readable when an operation has ended, once [`Self::listen`] has asked for it, and stays so: to be waited for by its
+    /// edges. There is nothing to read.
     pub fn fd(&self) -> RawFd {
         self.event.as_raw_fd()
     }
@@ -140,12 +141,6 @@ impl<T: Copy> DiskRing<T> {
     /// Somebody looks for completions by himself from now on.
     pub fn wake(&mut self) {
         self.ring.completion().disable_eventfd();
-    }
-
-    /// [`Self::fd`] was readable, and is not any more.
-    pub fn heard(&self) {
-        // There is nothing to read where this was called before.
-        let _ = self.event.read();
     }
 
     /// Nobody looks any more: asks to be told. What has ended before counts.

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use vhost::net::VhostNet as _;
@@ -65,8 +66,9 @@ pub const TX: usize = 1;
 pub struct VhostNet {
     kernel: Net<Arc<GuestMemory>>,
     tap: Arc<Tap>,
-    /// Rung when the driver broke a queue.
-    broken: EventFd,
+    /// Rung when the driver has broken a queue, or the tap has not taken a frame.
+    errors: EventFd,
+    running: AtomicBool,
 }
 
 impl VhostNet {
@@ -95,11 +97,12 @@ impl VhostNet {
             })
             .collect();
         kernel.set_mem_table(&regions).map_err(failed)?;
-        let broken = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let errors = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         Ok(Self {
             kernel,
             tap: Arc::new(tap),
-            broken: broken.map_err(VhostNetError::SetUp)?,
+            errors: errors.map_err(VhostNetError::SetUp)?,
+            running: AtomicBool::new(false),
         })
     }
 
@@ -108,9 +111,15 @@ impl VhostNet {
         &self.tap
     }
 
-    /// Becomes readable when the driver has broken a queue; valid for as long as this lives.
-    pub fn broken(&self) -> RawFd {
-        self.broken.as_raw_fd()
+    /// Becomes readable when the kernel has met an error, of the driver's (it leaves the queue alone until the next notification)
+    /// or of the tap's (the frame is lost); valid for as long as this lives.
+    pub fn errors(&self) -> RawFd {
+        self.errors.as_raw_fd()
+    }
+
+    /// How many errors there were since the last time.
+    pub fn take_errors(&self) -> u64 {
+        self.errors.read().unwrap_or_default()
     }
 
     /// What the driver accepted, before it gives queues.
@@ -119,7 +128,7 @@ impl VhostNet {
     /// The host's.
     pub fn set_features(&self, accepted: u64) -> io::Result<()> {
         // Of an earlier driver.
-        let _ = self.broken.read();
+        self.take_errors();
         self.kernel.set_features(accepted).map_err(to_io)
     }
 
@@ -143,7 +152,7 @@ impl VhostNet {
             .set_vring_num(index, ring.size())
             .and_then(|()| kernel.set_vring_addr(index, &place))
             .and_then(|()| kernel.set_vring_base(index, ring.next_avail()))
-            .and_then(|()| kernel.set_vring_err(index, &self.broken))
+            .and_then(|()| kernel.set_vring_err(index, &self.errors))
             .and_then(|()| kernel.set_vring_call(index, call))
             .and_then(|()| kernel.set_vring_kick(index, queue.notification().event()))
             .map_err(to_io)
@@ -155,10 +164,16 @@ impl VhostNet {
     /// The host's.
     pub fn set_running(&self, running: bool) -> io::Result<()> {
         let file = running.then(|| self.tap.file());
+        self.running.store(running, Ordering::Release);
         // Stopping is to go as far as it can.
         let rx = self.kernel.set_backend(RX, file);
         let tx = self.kernel.set_backend(TX, file);
         rx.and(tx).map_err(to_io)
+    }
+
+    /// Whether the kernel works on the queues.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
     }
 
     /// Takes back a queue on which the kernel does not work any more.

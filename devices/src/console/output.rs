@@ -9,6 +9,8 @@
 //! at once, until it reads on. The oldest output is what is kept. A sink that is gone gets nothing,
 //! and costs nothing.
 //!
+//! A device whose thread may not wait offers its output instead ([`ConsoleOutput::offer`]), and is told when there is room.
+//!
 //! Memory is taken in small chunks as output comes, and given back as it goes; an idle console holds
 //! two chunks at most.
 //!
@@ -17,7 +19,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +78,8 @@ pub struct ConsoleOutput {
     /// What the drain is about to pass on.
     front: Mutex<Front>,
     wake: EventFd,
+    /// Rings for [`Self::offer`]; none where nobody offers.
+    room_event: Option<EventFd>,
     capacity: usize,
     stall_limit: Duration,
 }
@@ -93,6 +97,8 @@ struct Queue {
     /// Counts what sinks took, so that a waiting writer can see that they did.
     progress: u64,
     waiting: usize,
+    /// Something that was offered found no room.
+    refused: bool,
     stalled: bool,
     interrupted: bool,
     closed: bool,
@@ -125,8 +131,20 @@ impl ConsoleOutput {
             room: Condvar::new(),
             front: Mutex::default(),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            room_event: None,
             capacity,
             stall_limit,
+        })
+    }
+
+    /// A console like that of [`Self::new`], whose output may be offered.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn for_offers() -> io::Result<Self> {
+        Ok(Self {
+            room_event: Some(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?),
+            ..Self::new()?
         })
     }
 
@@ -162,6 +180,59 @@ impl ConsoleOutput {
             queue = self.wait_for_room(queue);
         }
         queue.dropped += bytes.len() as u64;
+    }
+
+    /// Takes output from the guest as far as there is room, and does not wait; how much was taken. If it is less than there
+    /// was, [`Self::room_event`] rings when there is room again. Of a sink that is gone or was given up, all is taken and
+    /// dropped.
+    pub fn offer(&self, bytes: &[u8]) -> usize {
+        let mut queue = self.queue();
+        let gone = queue.closed || queue.interrupted || queue.stalled;
+        let room = match queue.closed {
+            true => 0,
+            false => self.capacity.saturating_sub(queue.len).min(bytes.len()),
+        };
+        let taken = if gone { bytes.len() } else { room };
+        if let Some(observer) = &queue.observer {
+            observer.observe(&bytes[..taken]);
+        }
+        queue.printed += taken as u64;
+        queue.dropped += (taken - room) as u64;
+        queue.refused |= taken < bytes.len();
+        if room > 0 {
+            let was_empty = queue.len == 0;
+            queue.push(&bytes[..room]);
+            if was_empty {
+                self.ring();
+            }
+        }
+        taken
+    }
+
+    /// Takes output from the guest; what there is no room for is dropped.
+    pub fn offer_or_drop(&self, bytes: &[u8]) {
+        let taken = self.offer(bytes);
+        let mut queue = self.queue();
+        queue.refused = false;
+        let rest = &bytes[taken..];
+        if let Some(observer) = &queue.observer {
+            observer.observe(rest);
+        }
+        queue.printed += rest.len() as u64;
+        queue.dropped += rest.len() as u64;
+    }
+
+    /// Ends the patience with a reader that has stood still since [`Self::offer`] refused: what finds no room is dropped from
+    /// now on, until it reads again.
+    pub fn give_up(&self) {
+        let mut queue = self.queue();
+        queue.stalled |= queue.refused;
+        queue.refused = false;
+    }
+
+    /// The event that rings when there is room for what was refused; -1 where nothing may be offered.
+    pub fn room_event(&self) -> RawFd {
+        self.room_event.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 
     /// Passes output on to `sink`, until it has no more room or has taken what was there when the
@@ -224,8 +295,9 @@ impl ConsoleOutput {
     /// Lets no writer wait from now on, those that do already included. What they have and what
     /// comes is dropped where it does not fit. For stopping vCPUs.
     pub fn interrupt(&self) {
-        self.queue().interrupted = true;
-        self.room.notify_all();
+        let mut queue = self.queue();
+        queue.interrupted = true;
+        self.tell_of_room(&mut queue);
     }
 
     /// Lets writers wait again, after [`interrupt`](Self::interrupt).
@@ -236,8 +308,9 @@ impl ConsoleOutput {
     /// Drops what is pending, and counts it.
     pub fn discard(&self) {
         let mut front = lock(&self.front);
-        self.discard_locked(&mut front, &mut self.queue());
-        self.room.notify_all();
+        let mut queue = self.queue();
+        self.discard_locked(&mut front, &mut queue);
+        self.tell_of_room(&mut queue);
     }
 
     fn discard_locked(&self, front: &mut Front, queue: &mut Queue) {
@@ -256,6 +329,19 @@ impl ConsoleOutput {
     fn ring(&self) {
         // It can only fail by being full, and then it is ringing.
         let _ = self.wake.write(1);
+    }
+
+    /// Wakes those who wait for room, and whoever offered and was refused.
+    fn tell_of_room(&self, queue: &mut Queue) {
+        if queue.waiting > 0 {
+            self.room.notify_all();
+        }
+        if std::mem::take(&mut queue.refused)
+            && let Some(event) = &self.room_event
+        {
+            // It can only fail by being full, and then it is ringing.
+            let _ = event.write(1);
+        }
     }
 
     /// Waits until there has been progress, or a reason not to wait any longer.
@@ -299,9 +385,7 @@ impl ConsoleOutput {
         queue.len -= count;
         queue.progress += 1;
         queue.stalled = false;
-        if queue.waiting > 0 {
-            self.room.notify_all();
-        }
+        self.tell_of_room(&mut queue);
     }
 
     fn close(&self, mut front: MutexGuard<'_, Front>, reason: &io::Error) -> DrainState {
@@ -309,8 +393,8 @@ impl ConsoleOutput {
         queue.closed = true;
         self.discard_locked(&mut front, &mut queue);
         queue.spare = None;
+        self.tell_of_room(&mut queue);
         drop(queue);
-        self.room.notify_all();
         log::info!("the guest's console output goes nowhere from now on: {reason}");
         DrainState::Closed
     }

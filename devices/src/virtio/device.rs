@@ -26,6 +26,8 @@ impl VirtioDeviceType {
     pub const NET: Self = Self(1);
     /// Block device (5.2).
     pub const BLOCK: Self = Self(2);
+    /// Console device (5.3).
+    pub const CONSOLE: Self = Self(3);
     /// Entropy device (5.4).
     pub const RNG: Self = Self(4);
     /// Socket device (5.10).
@@ -36,6 +38,7 @@ impl VirtioDeviceType {
         match self {
             Self::NET => "net",
             Self::BLOCK => "block",
+            Self::CONSOLE => "console",
             Self::RNG => "rng",
             Self::VSOCK => "vsock",
             _ => "other",
@@ -199,6 +202,23 @@ pub trait VirtioWorker: Send {
     /// As for [`Self::process_queue`].
     fn process_event(&mut self, token: u32, events: EventSet) -> Result<(), WorkerError> {
         let _ = (token, events);
+        Ok(())
+    }
+
+    /// The VM is to stand still: finishes what is in flight, and touches no guest memory until [`Self::resume`] or
+    /// [`Self::stop`]. It is not called for anything else meanwhile. Most workers have nothing in flight between two calls.
+    ///
+    /// # Errors
+    /// As for [`Self::process_queue`].
+    fn pause(&mut self) -> Result<(), WorkerError> {
+        Ok(())
+    }
+
+    /// The VM goes on.
+    ///
+    /// # Errors
+    /// As for [`Self::process_queue`].
+    fn resume(&mut self) -> Result<(), WorkerError> {
         Ok(())
     }
 

@@ -9,11 +9,13 @@
 //! |---|---|---|---|
 //! | 1 | network | [`net`] | 5.1 |
 //! | 2 | block | [`block`] | 5.2 |
+//! | 3 | console | [`console`] | 5.3 |
 //! | 4 | entropy | [`rng`] | 5.4 |
 //! | 19 | socket | [`vsock`] | 5.10 |
 
 pub mod block;
 pub mod config_change;
+pub mod console;
 pub mod device;
 pub mod metrics;
 pub mod net;

@@ -84,6 +84,17 @@ impl TestHost {
         }
     }
 
+    /// Has the workers handle an event of their own, ready or not, and then what it led to.
+    pub fn event(&self, token: u32) {
+        for runner in self.running.lock().unwrap().iter_mut() {
+            let handled = runner.worker.process_event(token, EventSet::IN);
+            if let Err(err) = handled {
+                runner.broken.take().unwrap()(err);
+            }
+        }
+        self.run(1000);
+    }
+
     /// Waits, at most for ten seconds, until something that a worker waits for besides its queues is ready, and lets it work;
     /// whether there was.
     pub fn wait(&self) -> bool {

@@ -1,6 +1,7 @@
 //! What a hostile driver may do to the rings and the registers: the device asks for a reset, or takes no notice, and works
 //! again afterwards.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -14,6 +15,7 @@ use super::testing::*;
 use super::transport::mmio::register;
 use super::{ConfigNotifier, WorkerError, device};
 use crate::bus::BusDevice;
+use crate::rate_limiter::{Rate, RateLimit};
 
 /// A request that works, to see that the device does.
 #[track_caller]
@@ -550,4 +552,39 @@ fn a_change_of_the_configuration_reaches_a_driver_whenever_it_comes() {
     assert_eq!(seen(), (0, 1));
     driver.add_status(bits::DRIVER_OK);
     assert_eq!(seen(), (2, 2));
+}
+
+#[test]
+fn an_entropy_flood_waits_for_its_rate_and_goes_on() {
+    let rate = |per_second, burst| {
+        let count = |number| NonZeroU64::new(number).unwrap();
+        Some(Rate::new(
+            count(per_second),
+            Some(count(burst)),
+            NonZeroU64::MIN,
+        ))
+    };
+    // Seven requests at once, then one in a millisecond.
+    let limit = RateLimit {
+        ops: rate(1000, 7),
+        bytes: rate(1 << 30, 1 << 30),
+    };
+    let driver = Driver::ready(Rng::limited(limit).unwrap(), 1);
+    driver.put_desc(DESCRIPTORS, 0, writable(BUFFERS, 64, None));
+    let mut served = 0;
+    while driver.used_index() == served && served < 500 {
+        driver.make_available(0);
+        driver.kick();
+        served += 1;
+    }
+    assert!(served > 7, "{served}: the burst goes at once");
+    assert!(served < 500, "there is no limit");
+    // A kick storm does not make it sooner, and the one that waits is served in its time.
+    driver.kick();
+    assert!(driver.host.wait(), "the timer does not expire");
+    assert_eq!(driver.used_index(), served);
+    assert_eq!(
+        driver.transport.metrics().counts().requests,
+        u64::from(served)
+    );
 }

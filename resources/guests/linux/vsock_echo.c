@@ -1,6 +1,7 @@
 /*
  * vsock_echo listen PORT        accepts one connection and sends back what comes, until the other side has sent all
  * vsock_echo connect PORT LEN   connects to the host, sends LEN bytes of a pattern, reads as many back and compares
+ * vsock_echo zerocopy PORT LEN  the same, and each packet is sent from where its pages lie
  * vsock_echo many PORT COUNT    opens that many connections to the host at once and says how many there were
  */
 #include <stdio.h>
@@ -78,12 +79,45 @@ static char pattern(size_t at)
 	return at ^ at >> 8 ^ at >> 16;
 }
 
+/* The pages are the kernel's until it has sent them: each part has its own. */
+static void send_pages(int fd, size_t len)
+{
+	size_t at, part;
+	int on = 1;
+	char *all = aligned_alloc(4096, len);
+
+	if (!all || setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof(on)) < 0)
+		fail("zerocopy");
+	for (at = 0; at < len; at++)
+		all[at] = pattern(at);
+	for (at = 0; at < len; at += part) {
+		part = len - at < sizeof(buffer) ? len - at : sizeof(buffer);
+		ssize_t count = send(fd, all + at, part, MSG_ZEROCOPY);
+
+		if (count <= 0)
+			fail("send");
+		part = count;
+	}
+}
+
+static void send_copies(int fd, size_t len)
+{
+	size_t at, i, part;
+
+	for (at = 0; at < len; at += part) {
+		part = len - at < sizeof(buffer) ? len - at : sizeof(buffer);
+		for (i = 0; i < part; i++)
+			buffer[i] = pattern(at + i);
+		write_all(fd, buffer, part);
+	}
+}
+
 /* One process sends, one receives: neither waits for the other's buffers. */
-static void transfer(const char *port, size_t len)
+static void transfer(const char *port, size_t len, void (*send_all)(int, size_t))
 {
 	struct sockaddr_vm there = address(VMADDR_CID_HOST, port);
 	int fd = stream(), status;
-	size_t at = 0, i, part;
+	size_t at = 0, i;
 	ssize_t count;
 	pid_t child;
 
@@ -93,12 +127,7 @@ static void transfer(const char *port, size_t len)
 	if (child < 0)
 		fail("fork");
 	if (child == 0) {
-		for (; at < len; at += part) {
-			part = len - at < sizeof(buffer) ? len - at : sizeof(buffer);
-			for (i = 0; i < part; i++)
-				buffer[i] = pattern(at + i);
-			write_all(fd, buffer, part);
-		}
+		send_all(fd, len);
 		if (shutdown(fd, SHUT_WR) < 0)
 			fail("shutdown");
 		_exit(0);
@@ -136,7 +165,9 @@ int main(int argc, char **argv)
 	if (argc == 3 && !strcmp(argv[1], "listen"))
 		echo(argv[2]);
 	else if (argc == 4 && !strcmp(argv[1], "connect"))
-		transfer(argv[2], strtoul(argv[3], NULL, 10));
+		transfer(argv[2], strtoul(argv[3], NULL, 10), send_copies);
+	else if (argc == 4 && !strcmp(argv[1], "zerocopy"))
+		transfer(argv[2], strtoul(argv[3], NULL, 10), send_pages);
 	else if (argc == 4 && !strcmp(argv[1], "many"))
 		many(argv[2], atoi(argv[3]));
 	else

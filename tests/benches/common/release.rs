@@ -7,6 +7,15 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+/// The binary as a user has it, in `folder`: a copy, as `cargo install` makes one. What the linker writes piece by piece, the page
+/// cache keeps in small pieces, and the program takes more page faults to come in.
+#[allow(dead_code, reason = "only a start is measured so closely")]
+pub(crate) fn installed(folder: &Path) -> Result<PathBuf> {
+    let copy = folder.join("ampoule");
+    std::fs::copy(binary()?, &copy).context("cannot copy the binary")?;
+    Ok(copy)
+}
+
 /// The release build of this tree, made if need be, or what `AMPOULE_BIN` names.
 pub(crate) fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("AMPOULE_BIN") {

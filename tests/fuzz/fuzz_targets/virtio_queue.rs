@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
+use ampoule_devices::virtio::notification::Notification;
 use ampoule_devices::virtio::queue::{ActiveQueue, Chain, MAX_CHAIN};
 use ampoule_devices::virtio::{InterruptSource, VirtioInterrupt, WorkerError};
 use ampoule_fuzz::guest::{self, Address, Length, some};
@@ -14,7 +15,6 @@ use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use vmm_sys_util::eventfd::EventFd;
 
 const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x6000;
@@ -106,7 +106,7 @@ fuzz_target!(|input: Input| {
     ) else {
         return;
     };
-    let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let event = Arc::new(Notification::new().unwrap());
     let Ok(mut queue) = ActiveQueue::new(0, ring, memory.clone(), Arc::new(Silent), event) else {
         return;
     };

@@ -4,14 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ampoule_devices::backend::disk::{OpenDisk, RawDisk};
+use ampoule_devices::console::ConsoleOutput;
 use ampoule_devices::rate_limiter::RateLimit;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{Block, BlockConfig, CacheMode, Engine};
+use ampoule_devices::virtio::console::{Console, ConsoleLink};
 use ampoule_devices::virtio::net::{Net, NetConfig, mac_of};
 use ampoule_devices::virtio::rng::Rng;
 use ampoule_devices::virtio::vsock::Vsock;
 
-use crate::backends::{MemoryDisk, MemoryNet};
+use crate::backends::{DISK, MemoryDisk, MemoryNet};
 
 /// A name and a constructor.
 pub type Row = (&'static str, fn() -> Box<dyn VirtioDevice>);
@@ -30,6 +33,8 @@ pub const ALL: &[Row] = &[
     ("read-only block", || {
         Box::new(block(CacheMode::Unsafe, 1, MemoryDisk::new(true)))
     }),
+    ("console", || Box::new(console())),
+    ("block by io_uring", || Box::new(block_by_io_uring())),
 ];
 
 /// The device that an input's byte names.
@@ -48,6 +53,36 @@ pub fn block(cache: CacheMode, queues: u16, disk: Arc<MemoryDisk>) -> Block {
         poll: Duration::ZERO,
     };
     Block::new(config, disk, Engine::sync())
+}
+
+/// A disk whose requests the host has while the driver goes on; by the worker's thread, where the host has no io_uring.
+fn block_by_io_uring() -> Block {
+    let disk = RawDisk::open(&OpenDisk {
+        path: &own_path("d"),
+        read_only: false,
+        create_size: Some(DISK as u64),
+        direct: false,
+        lock: false,
+    });
+    let disk = Arc::new(disk.expect("no disk"));
+    let engine = Engine::io_uring(&*disk).unwrap_or_else(|_| Engine::sync());
+    let config = BlockConfig {
+        name: "disk".into(),
+        serial: "serial".into(),
+        cache: CacheMode::Writeback,
+        queues: 2,
+        limiter: None,
+        poll: Duration::ZERO,
+    };
+    Block::new(config, disk, engine)
+}
+
+/// A console on a terminal that nobody reads.
+fn console() -> Console {
+    let output = ConsoleOutput::with_limits(4096, Duration::ZERO).expect("no event");
+    let link = ConsoleLink::new(Arc::new(output), Some((80, 25))).expect("no event");
+    link.receive(b"typed before there was anybody to read it");
+    Console::new(Arc::new(link))
 }
 
 /// A network interface; a pair of queues for each back end.
@@ -70,9 +105,14 @@ pub fn vsock() -> Vsock {
     Vsock::open(CID, &vsock_path()).expect("no socket")
 }
 
-/// This process's own. Stays in one folder, of which at most a dead socket is left.
+/// The socket at which programs of the host connect.
 pub fn vsock_path() -> PathBuf {
+    own_path("v")
+}
+
+/// A path of this process's own, in one folder, in which little stays.
+fn own_path(prefix: &str) -> PathBuf {
     let folder = std::env::temp_dir().join("ampoule-fuzz");
     std::fs::create_dir_all(&folder).expect("no folder");
-    folder.join(format!("v{}", std::process::id()))
+    folder.join(format!("{prefix}{}", std::process::id()))
 }

@@ -23,7 +23,7 @@ use crate::host::{Cpu, Host, HostConfig};
 use crate::kernels::{Kernel, Version};
 use crate::packages::Packages;
 use crate::project::Project;
-use crate::{say, tools};
+use crate::{fuzz, say, tools};
 
 use outcome::{Outcomes, Totals};
 
@@ -133,6 +133,8 @@ impl<'a> Suite<'a> {
         for (name, command) in checks {
             self.check(name, command);
         }
+        // The fuzz targets are a workspace that nothing else builds.
+        self.check("fuzz targets", fuzz::check(self.project));
         // The advisories' database is not part of any package registry: `cargo deny check` by hand reads it, too.
         let deny = cargo(&[
             "deny",

@@ -24,6 +24,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "iperf3",
     "iputils-ping",
     "mount",
+    "passt",
     "strace",
     "util-linux",
     "xfsprogs",

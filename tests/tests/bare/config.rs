@@ -285,9 +285,42 @@ fn limited(resource: libc::__rlimit_resource_t, limit: u64, memory: &str) -> Com
 
 /// Out of descriptors and out of address space: an error, at whatever step it hits.
 pub(crate) fn exhausted_limits_are_clean_errors() {
-    let files = |files| limited(libc::RLIMIT_NOFILE, files, "64M");
+    assert_descriptors_run_out_cleanly(&[]);
+    refused(limited(libc::RLIMIT_AS, 1 << 30, "2G"), &["memory", "2G"]);
+}
+
+/// The same where devices open files of their own; nothing of them is left behind.
+pub(crate) fn exhausted_limits_are_clean_errors_with_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("disk"), [0; 4096]).unwrap();
+    let disk = format!("path={}", path("disk"));
+    let vsock = format!("cid=3,socket={}", path("v"));
+    let console = format!("socket:{}", path("console"));
+    assert_descriptors_run_out_cleanly(&[
+        "--disk",
+        &disk,
+        "--vsock",
+        &vsock,
+        "--console",
+        &console,
+    ]);
+    let mut left: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["disk"]);
+}
+
+fn assert_descriptors_run_out_cleanly(arguments: &[&str]) {
+    let files = |files| {
+        let mut command = limited(libc::RLIMIT_NOFILE, files, "64M");
+        command.args(arguments);
+        command
+    };
     // The three standard streams and one more are too few; some tens are enough.
-    let enough = (4..64)
+    let enough = (4..96)
         .find(|&limit| {
             let end = finish(files(limit));
             if end.status.success() {
@@ -300,5 +333,4 @@ pub(crate) fn exhausted_limits_are_clean_errors() {
         })
         .expect("no limit is enough");
     assert!(enough > 4, "nothing was refused");
-    refused(limited(libc::RLIMIT_AS, 1 << 30, "2G"), &["memory", "2G"]);
 }

@@ -5,9 +5,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -132,6 +133,31 @@ pub(crate) struct Vm {
     seen: Vec<u8>,
     /// The child's end of the terminal, kept open so that its settings can be read after the child's end.
     terminal: Option<OwnedFd>,
+}
+
+/// Connects as soon as somebody listens.
+pub(crate) fn connect(path: &Path) -> UnixStream {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => {
+                stream
+                    .set_read_timeout(Some(Duration::from_secs(60)))
+                    .unwrap();
+                return stream;
+            }
+            Err(err)
+                if matches!(
+                    err.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                ) =>
+            {
+                assert!(Instant::now() < deadline, "nobody listens: {err}");
+                std::thread::yield_now();
+            }
+            Err(err) => panic!("cannot connect: {err}"),
+        }
+    }
 }
 
 /// `ampoule run` of a guest with 64 MiB.
@@ -269,10 +295,21 @@ impl Vm {
         thread::spawn(move || input.write_all(&bytes))
     }
 
+    /// The process; its number is its own until the end has been seen.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Gives the terminal another size.
+    pub(crate) fn resize(&self, cols: u16, rows: u16) {
+        let terminal = self.terminal.as_ref().expect("it has no terminal");
+        set_size(terminal.as_raw_fd(), cols, rows).expect("the terminal has no size");
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: takes no pointer; the child has not been waited for, so that its number is still its own.
-        let result = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+        let result = unsafe { libc::kill(self.pid().cast_signed(), signal) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
     }
 
@@ -384,6 +421,18 @@ impl Vm {
         format!("{count} bytes not expected yet, at last {last:?}")
     }
 
+    /// The first line on standard error, as soon as it is there.
+    pub(crate) fn wait_for_error_line(&mut self) -> String {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            if let Some((line, _)) = self.read_errors().split_once('\n') {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < limit, "nothing on standard error");
+            thread::yield_now();
+        }
+    }
+
     fn read_errors(&mut self) -> String {
         let mut text = Vec::new();
         self.errors
@@ -444,6 +493,21 @@ impl Settings {
     }
 }
 
+fn set_size(terminal: RawFd, cols: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the call reads one `winsize`.
+    match unsafe { libc::ioctl(terminal, libc::TIOCSWINSZ, &size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// 80 columns, 24 rows.
 fn open_terminal() -> io::Result<(File, OwnedFd)> {
     let (mut controller, mut terminal) = (-1, -1);
     // SAFETY: the first two pointers are valid for the descriptors that the call writes; the others may be null.
@@ -463,6 +527,7 @@ fn open_terminal() -> io::Result<(File, OwnedFd)> {
         // SAFETY: takes no pointer. A child of another test must not hold this terminal open.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
+    set_size(terminal, 80, 24)?;
     // SAFETY: the call returned both descriptors, which nobody else owns.
     Ok(unsafe {
         (
@@ -473,7 +538,7 @@ fn open_terminal() -> io::Result<(File, OwnedFd)> {
 }
 
 /// A descriptor that becomes readable when the process ends.
-fn pidfd(pid: u32) -> OwnedFd {
+pub(crate) fn pidfd(pid: u32) -> OwnedFd {
     // SAFETY: takes no pointer.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     assert!(fd >= 0, "pidfd_open: {}", io::Error::last_os_error());
@@ -482,7 +547,7 @@ fn pidfd(pid: u32) -> OwnedFd {
 }
 
 /// Waits until one of them is readable or closed; false at the deadline.
-fn poll(fds: &[i32], deadline: Instant) -> bool {
+pub(crate) fn poll(fds: &[i32], deadline: Instant) -> bool {
     let mut fds: Vec<_> = fds
         .iter()
         .map(|&fd| libc::pollfd {

@@ -1,5 +1,7 @@
 //! Every way in which a VM can come to its end, and the exit code that it gives.
 
+use std::fs;
+
 use ampoule_tests::guests;
 
 use crate::driver::{Vm, finish, run_guest};
@@ -69,6 +71,39 @@ pub(crate) fn what_kvm_cannot_execute_gives_134_and_the_bytes() {
     if !end.errors.contains("triple fault") {
         end.expect_error("cc fa f4").expect_error("ampoule doctor");
     }
+}
+
+/// The vCPU is named, whichever it is, and the others, which spin or were never started, do not keep the VM.
+pub(crate) fn a_triple_fault_of_another_vcpu_gives_134_and_its_number() {
+    for vcpu in [1, 3] {
+        finish(ap_crash(&format!("t{vcpu}")))
+            .expect_code(134)
+            .expect_error(&format!("triple fault on vCPU {vcpu}"));
+    }
+}
+
+/// The same for what KVM cannot execute; a KVM that can comes to a triple fault.
+pub(crate) fn what_kvm_cannot_execute_on_another_vcpu_gives_134_and_its_number() {
+    let end = finish(ap_crash("i2")).expect_code(134);
+    if end.errors.contains("triple fault") {
+        end.expect_error("triple fault on vCPU 2");
+    } else {
+        end.expect_error("vCPU 2").expect_error("cc 0f 0b");
+    }
+}
+
+fn ap_crash(how: &str) -> std::process::Command {
+    let mut command = run_guest(guests::AP_CRASH);
+    // Without the time limit a VM that does not notice would spin.
+    command.args(["--cpus", "4", "--timeout", "100s", "--cmdline", how]);
+    command
+}
+
+/// A power-off does not wait for vCPUs that nobody has started.
+pub(crate) fn a_power_off_does_not_wait_for_vcpus_that_never_started() {
+    let mut command = run_guest(guests::POWEROFF);
+    command.args(["--cpus", "64"]);
+    finish(command).expect_code(0).expect_silence();
 }
 
 pub(crate) fn a_panic_told_to_pvpanic_gives_134() {
@@ -169,4 +204,30 @@ pub(crate) fn a_killed_vmm_leaves_no_trouble_behind() {
     crate::serial::read_until(&mut client, "ready\n");
     crate::serial::send(&mut client, b"p");
     vm.end().expect_code(0);
+}
+
+/// Its disk, its socket and its console are the next one's, whatever became of it.
+pub(crate) fn a_killed_vmm_leaves_disks_and_sockets_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    fs::write(path("disk"), [0; 4096]).unwrap();
+    let start = || {
+        let mut command = run_guest(guests::KEYS);
+        command.args(["--disk", &format!("path={}", path("disk"))]);
+        command.args(["--vsock", &format!("cid=3,socket={}", path("v"))]);
+        command.args(["--console", &format!("socket:{}", path("console"))]);
+        Vm::piped(command)
+    };
+    for _ in 0..3 {
+        let mut killed = start();
+        killed.expect("ready\n");
+        killed.signal(libc::SIGKILL);
+        killed.end().expect_signal(libc::SIGKILL);
+        assert!(fs::exists(path("v")).unwrap(), "nothing is left to replace");
+    }
+    let mut vm = start();
+    vm.expect("ready\n");
+    vm.send("p");
+    vm.end().expect_code(0).expect_silence();
+    assert!(!fs::exists(path("v")).unwrap());
 }

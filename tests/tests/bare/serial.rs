@@ -1,15 +1,14 @@
 //! The serial port in both directions: nothing is lost, whatever the pace, and nobody is held up.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use ampoule_tests::guests;
 
+pub(crate) use crate::driver::connect;
 use crate::driver::{Vm, argument, finish, run_guest};
 
 /// Length of the lines that the flood guest prints.
@@ -201,31 +200,6 @@ pub(crate) fn a_file_in_the_place_of_the_socket_is_kept() {
     assert_eq!(fs::read_to_string(path).unwrap(), "precious");
 }
 
-/// Connects as soon as somebody listens.
-pub(crate) fn connect(path: &Path) -> UnixStream {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        match UnixStream::connect(path) {
-            Ok(stream) => {
-                stream
-                    .set_read_timeout(Some(Duration::from_secs(60)))
-                    .unwrap();
-                return stream;
-            }
-            Err(err)
-                if matches!(
-                    err.kind(),
-                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
-                ) =>
-            {
-                assert!(Instant::now() < deadline, "nobody listens: {err}");
-                std::thread::yield_now();
-            }
-            Err(err) => panic!("cannot connect: {err}"),
-        }
-    }
-}
-
 /// Reads up to `text`, byte by byte, so that nothing after it is lost.
 pub(crate) fn read_until(stream: &mut UnixStream, text: &str) {
     let mut seen = Vec::new();
@@ -240,4 +214,44 @@ pub(crate) fn read_until(stream: &mut UnixStream, text: &str) {
 
 pub(crate) fn send(stream: &mut UnixStream, bytes: &[u8]) {
     stream.write_all(bytes).unwrap();
+}
+
+/// Where it is is told on standard error, as nobody could know it otherwise.
+pub(crate) fn a_pseudo_terminal_is_told_and_leads_to_the_guest() {
+    let mut command = run_guest(guests::KEYS);
+    command.args(["--serial", "pty"]);
+    let mut vm = Vm::piped(command);
+    let path = vm.wait_for_error_line().replace("serial: ", "");
+    let mut options = File::options();
+    let mut terminal = options.read(true).write(true).open(&path).unwrap();
+    let mut read_until = |text: &str, key: &[u8]| {
+        let mut seen = Vec::new();
+        while !seen.ends_with(text.as_bytes()) {
+            let mut byte = [0];
+            terminal.read_exact(&mut byte).unwrap();
+            seen.push(byte[0]);
+        }
+        terminal.write_all(key).unwrap();
+    };
+    read_until("ready\n", b"x");
+    read_until("?\n", b"p");
+    let end = vm.end().expect_code(0);
+    assert_eq!((end.text(), end.errors.lines().count()), (String::new(), 1));
+}
+
+pub(crate) fn a_console_takes_the_standard_streams_from_the_serial_port() {
+    let mut command = run_guest(guests::SERIAL_HELLO);
+    command.args(["--console", "stdio"]);
+    let end = finish(command).expect_code(0).expect_silence();
+    assert_eq!(end.text(), "");
+    let mut command = run_guest(guests::SERIAL_HELLO);
+    command.args(["--console", "stdio", "--serial", "stdio"]);
+    finish(command)
+        .expect_code(125)
+        .expect_error("cannot both be on standard input and output");
+    let mut command = run_guest(guests::SERIAL_HELLO);
+    command.args(["--console", "null"]);
+    finish(command)
+        .expect_code(0)
+        .expect_output("Hello from a bare guest.");
 }

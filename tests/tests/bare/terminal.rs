@@ -163,3 +163,12 @@ pub(crate) fn the_timeline_table_follows_the_console() {
         assert!(end.text().contains(mark), "{}", end.describe());
     }
 }
+
+/// Nobody but a virtio console has a use for it.
+pub(crate) fn another_size_leaves_the_guest_alone() {
+    let mut vm = Vm::on_terminal(run_guest(guests::KEYS));
+    vm.expect("ready");
+    vm.resize(132, 43);
+    vm.send("p");
+    vm.end().expect_code(0).expect_silence();
+}

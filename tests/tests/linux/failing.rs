@@ -14,8 +14,9 @@ const SECTORS: u64 = 32 * MIB / 512;
 
 /// The disks that fail, `/dev/vda` and so on, each with its name.
 const FAILING: &[(&str, &str)] = &[
-    ("bad-sync", "engine=sync"),
-    ("bad-uring", "engine=io_uring"),
+    ("bad-sync", "engine=sync,queues=2"),
+    ("bad-through", "engine=sync,cache=writethrough"),
+    ("bad-ring", "engine=io_uring"),
 ];
 
 /// A guest with disks that are to fail, in this order, and a last one that is not.

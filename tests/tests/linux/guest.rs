@@ -24,6 +24,15 @@ const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
 set -- $(grep MemTotal /proc/meminfo)
 echo "guest ready: $(uname -r), $(nproc) CPUs, $2 kB"
+case " $(cat /proc/cmdline) " in *" shell=hvc0 "*)
+    for m in virtio_ring virtio virtio_mmio virtio_console; do
+        d=/lib; case $(uname -r) in 6.12*) d=/lib/6.12;; esac
+        if test -e $d/$m.ko; then insmod $d/$m.ko; fi
+    done
+    set -- $(grep MemTotal /proc/meminfo)
+    echo "guest ready: $(uname -r), $(nproc) CPUs, $2 kB" >/dev/hvc0
+    exec setsid -c sh </dev/hvc0 >/dev/hvc0 2>&1;;
+esac
 exec sh </dev/ttyS0 >/dev/ttyS0 2>&1
 "#;
 
@@ -37,6 +46,7 @@ const MODULES: &[&str] = &[
     "virtio_ring",
     "virtio_mmio",
     "virtio_blk",
+    "virtio_console",
     "virtio-rng",
     "failover",
     "net_failover",
@@ -47,10 +57,20 @@ const MODULES: &[&str] = &[
 ];
 
 /// Those of 6.12, in /lib/6.12; the rest of virtio is built in.
-const MODULES_6_12: &[&str] = &["virtio_mmio", "virtio_blk", "virtio-rng"];
+const MODULES_6_12: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio-rng",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
+];
 
 /// A shell command that loads the modules of virtio.
-pub(crate) const LOAD_VIRTIO: &str = "d=/lib; case $(uname -r) in 6.12*) d=/lib/6.12;; esac; for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng \
+pub(crate) const LOAD_VIRTIO: &str = "d=/lib; case $(uname -r) in 6.12*) d=/lib/6.12;; esac; for m in virtio_ring virtio virtio_mmio virtio_blk virtio_console virtio-rng \
      failover net_failover virtio_net \
      vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do \
      if test -e $d/$m.ko; then insmod $d/$m.ko || break; fi; done";
@@ -101,7 +121,12 @@ fn make(path: &Path) -> std::io::Result<()> {
 
 /// `ampoule run` of a file of a kernel's (`vmlinuz`, the bzImage, or `vmlinux`, the ELF) with the initramfs.
 pub(crate) fn linux(version: &str, image: &str) -> Command {
-    let mut command = run(["--append", "quiet"]);
+    linux_with(version, image, "quiet")
+}
+
+/// The same with other words on the command line.
+pub(crate) fn linux_with(version: &str, image: &str, append: &str) -> Command {
+    let mut command = run(["--append", append]);
     command.arg("--kernel").arg(kernel(version).join(image));
     command.arg("--initrd").arg(initramfs());
     command

@@ -17,7 +17,7 @@ const BYTES: usize = 4 << 20;
 
 /// Runs a program of busybox's on the host.
 #[track_caller]
-fn host(arguments: &str) {
+pub(crate) fn host(arguments: &str) {
     let output = Command::new("/bin/busybox")
         .args(arguments.split(' '))
         .output()
@@ -128,7 +128,7 @@ pub(crate) fn an_inherited_tap_serves_one_guest_after_another() {
 }
 
 /// Opens a tap that children inherit.
-fn open_tap(name: &str) -> File {
+pub(crate) fn open_tap(name: &str) -> File {
     let tun = File::options().read(true).write(true).open("/dev/net/tun");
     let tun = tun.expect("no taps");
     // SAFETY: plain data, for which zeroes are valid.

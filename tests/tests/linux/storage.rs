@@ -43,6 +43,18 @@ const KEPT: &[Kept] = &[
         options: "cache=unsafe,poll=0s",
         on_ext4: false,
     },
+    Kept {
+        options: "engine=io_uring,queues=2",
+        on_ext4: false,
+    },
+    Kept {
+        options: "direct,queues=2",
+        on_ext4: true,
+    },
+    Kept {
+        options: "direct,engine=sync",
+        on_ext4: true,
+    },
 ];
 
 const MIB: u64 = 1 << 20;

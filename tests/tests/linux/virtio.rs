@@ -7,6 +7,7 @@ use std::process::Command;
 
 use crate::driver::Vm;
 use crate::guest::{LOAD_VIRTIO, boot, linux};
+use crate::host::{Loop, Mount};
 
 /// Has the guest's shell do something, and returns what it printed.
 pub(crate) fn ask(vm: &mut Vm, question: &str) -> String {
@@ -93,6 +94,104 @@ fn disks(version: &str) {
     assert_eq!(content.len(), 8 << 20);
     assert!(content[3 << 20..].iter().all(|byte| *byte == 0));
     assert!(content[..1 << 20] == original(1 << 20)[..]);
+}
+
+/// One guest after another, on the same images: what the first wrote is what the second finds.
+pub(crate) fn every_engine_and_format_keeps_what_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let lower = Loop::new(&folder.path().join("lower"), 64 << 20);
+    let ext4 = Mount::ext4(lower.path(), folder.path().join("ext4"));
+    let disks = [
+        (folder.path().join("ring"), "engine=io_uring,queues=2"),
+        (ext4.path().join("direct"), "direct"),
+        (ext4.path().join("direct-sync"), "direct,engine=sync"),
+        (folder.path().join("qcow2"), "format=qcow2,queues=2"),
+        (
+            folder.path().join("limited"),
+            "engine=io_uring,iops=500,bandwidth=2M,bandwidth-burst=1M",
+        ),
+    ];
+    let letters = ["a", "b", "c", "d", "e"];
+    let boot = || {
+        let mut command = linux("6.1", "vmlinux");
+        command.args(["--cpus", "2"]);
+        for (path, options) in &disks {
+            let path = path.display();
+            command.arg("--disk");
+            command.arg(format!("path={path},size=8M,{options}"));
+        }
+        let (mut vm, _) = boot(command);
+        ask(&mut vm, LOAD_VIRTIO);
+        vm
+    };
+    let mut vm = boot();
+    ask(
+        &mut vm,
+        "dd if=/dev/urandom of=/tmp.bin bs=1k count=3071 2>/dev/null",
+    );
+    let written = sha256(&mut vm, "/tmp.bin");
+    for letter in letters {
+        expect(&mut vm, &format!("cat /sys/block/vd{letter}/size"), "16384");
+        let write = format!("dd if=/tmp.bin of=/dev/vd{letter} bs=1k seek=513 conv=fsync");
+        ask(&mut vm, &write);
+    }
+    // Behind what was written, and where a cluster ends in the middle.
+    ask(&mut vm, "blkdiscard -o 4194304 -l 3670528 /dev/vdd");
+    vm.send("poweroff -f\n");
+    vm.end().expect_code(0);
+
+    let mut vm = boot();
+    for letter in letters {
+        let read = format!("dd if=/dev/vd{letter} of=/back.bin bs=1k skip=513 count=3071");
+        ask(&mut vm, &read);
+        assert_eq!(sha256(&mut vm, "/back.bin"), written, "{letter}");
+    }
+    vm.send("poweroff -f\n");
+    vm.end().expect_code(0);
+    assert!(fs::read(&disks[3].0).unwrap().starts_with(b"QFI\xfb"));
+}
+
+/// The image grows; the guest hears of it without a restart. It shrinks; the guest does not.
+pub(crate) fn a_disk_grows_while_it_is_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = image(folder.path(), "first", 8 << 20);
+    let second = image(folder.path(), "second", 8 << 20);
+    let mut command = linux("6.1", "vmlinux");
+    command.arg("--disk").arg(format!("path={first}"));
+    command
+        .arg("--disk")
+        .arg(format!("path={second},engine=io_uring,id=ring"));
+    let (mut vm, _) = boot(command);
+    ask(&mut vm, LOAD_VIRTIO);
+    let resize = |path: &str, len| {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_len(len).unwrap();
+    };
+    resize(&first, 12 << 20);
+    resize(&second, 16 << 20);
+    vm.signal(libc::SIGUSR2);
+    for (letter, sectors) in [("a", 24576), ("b", 32768)] {
+        let size =
+            format!("until [ $(cat /sys/block/vd{letter}/size) = {sectors} ]; do sleep 0.1; done");
+        ask(&mut vm, &size);
+    }
+    expect(&mut vm, "dmesg", "new size: 24576 512-byte");
+    ask(
+        &mut vm,
+        "dd if=/bin/busybox of=/dev/vdb bs=64k seek=192 count=4 conv=fsync",
+    );
+    assert_eq!(fs::metadata(&second).unwrap().len(), 16 << 20);
+    resize(&first, 4 << 20);
+    vm.signal(libc::SIGUSR2);
+    ask(
+        &mut vm,
+        "! dd if=/dev/vda bs=64k skip=180 count=1 of=/back.bin",
+    );
+    expect(&mut vm, "cat /sys/block/vda/size", "24576");
+    vm.send("poweroff -f\n");
+    vm.end()
+        .expect_code(0)
+        .expect_error("disk0: the image has shrunk to 4194304 bytes");
 }
 
 /// Bytes by which each sector is told from its neighbours.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Forward {
     /// What is forwarded.
     pub protocol: Protocol,
-    /// The host's address to listen on; all of them, where none is given.
+    /// The host's IPv4 address to listen on; all of them, where none is given.
     pub address: Option<Ipv4Addr>,
     /// The host's port.
     pub host: u16,

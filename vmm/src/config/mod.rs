@@ -19,7 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use crate::kernel::KernelEntry;
-pub use disk::{CacheMode, DiskConfig, DiskEngine};
+pub use disk::{BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat};
 pub use forward::{Forward, ForwardError, Protocol};
 pub use net::{MacAddress, MacError, NetConfig};
 pub use units::{MemorySize, Span, UnitError};
@@ -31,6 +31,9 @@ pub const MAX_CPUS: u32 = ampoule_arch::cpuid::MAX_VCPUS;
 
 /// The kernel command line where none is given: the console that every VM has.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
+
+/// The same for a VM that has a virtio console besides. The kernel prints on both; `/dev/console` is the last.
+pub const DEFAULT_CMDLINE_WITH_CONSOLE: &str = "console=ttyS0 console=hvc0";
 
 /// A virtual machine, as its owner describes it.
 ///
@@ -54,8 +57,9 @@ pub struct VmConfig {
     /// An initial RAM disk, handed to the kernel as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
-    pub cmdline: String,
+    /// The kernel's command line; [`VmConfig::effective_cmdline`] where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
     /// More words for the command line, after those of `cmdline`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub append: Option<String>,
@@ -69,8 +73,12 @@ pub struct VmConfig {
     pub hugepages: HugePages,
     /// Whether guest RAM is private to the VMM or a file that other processes can map.
     pub memory_backing: MemoryBacking,
-    /// Where the first serial port (COM1, `ttyS0`) leads.
-    pub serial: SerialConfig,
+    /// Where the first serial port (COM1, `ttyS0`) leads; [`VmConfig::effective_serial`] where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<ConsoleConfig>,
+    /// Where the virtio console (`hvc0`) leads, if the guest has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console: Option<ConsoleConfig>,
     /// What happens when the guest resets itself.
     pub on_reboot: OnReboot,
     /// How long a guest may take after its power button was pressed, before it is stopped.
@@ -104,14 +112,15 @@ impl Default for VmConfig {
         Self {
             kernel: None,
             initrd: None,
-            cmdline: DEFAULT_CMDLINE.into(),
+            cmdline: None,
             append: None,
             entry: KernelEntry::default(),
             cpus: 1,
             memory: MemorySize::mib(512),
             hugepages: HugePages::default(),
             memory_backing: MemoryBacking::default(),
-            serial: SerialConfig::default(),
+            serial: None,
+            console: None,
             on_reboot: OnReboot::default(),
             grace: Span::from(Duration::from_secs(5)),
             timeout: None,
@@ -124,13 +133,30 @@ impl Default for VmConfig {
 }
 
 impl VmConfig {
-    /// The whole command line: `cmdline`, then `append`.
+    /// `cmdline`, or where it is not given one that names the consoles.
+    pub fn effective_cmdline(&self) -> &str {
+        match (&self.cmdline, &self.console) {
+            (Some(cmdline), _) => cmdline.trim(),
+            (None, Some(_)) => DEFAULT_CMDLINE_WITH_CONSOLE,
+            (None, None) => DEFAULT_CMDLINE,
+        }
+    }
+
+    /// The whole command line: that of [`Self::effective_cmdline`], then `append`.
     pub fn full_cmdline(&self) -> String {
+        let cmdline = self.effective_cmdline();
         match self.append.as_deref().map(str::trim) {
-            None | Some("") => self.cmdline.trim().to_owned(),
-            Some(append) => format!("{} {append}", self.cmdline.trim())
-                .trim_start()
-                .to_owned(),
+            None | Some("") => cmdline.to_owned(),
+            Some(append) => format!("{cmdline} {append}").trim_start().to_owned(),
+        }
+    }
+
+    /// `serial`, or where it is not given the standard streams, unless the console has them.
+    pub fn effective_serial(&self) -> &ConsoleConfig {
+        match (&self.serial, &self.console) {
+            (Some(serial), _) => serial,
+            (None, Some(ConsoleConfig::Stdio)) => &ConsoleConfig::Null,
+            (None, _) => &ConsoleConfig::Stdio,
         }
     }
 }
@@ -186,33 +212,36 @@ pub enum OnReboot {
     Restart,
 }
 
-/// Where the first serial port leads.
+/// Where a console of the guest's leads: the first serial port, or the virtio console.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum SerialConfig {
+pub enum ConsoleConfig {
     /// Standard input and output of the process.
     #[default]
     Stdio,
     /// Nowhere: output is dropped, there is no input.
     Null,
-    /// Output goes to a file, which is created or truncated.
+    /// Output goes to a file, which is created or truncated, and takes 1 GiB at most.
     File(PathBuf),
     /// A Unix stream socket is listened on here; output waits for the first client.
     Socket(PathBuf),
+    /// A new pseudo-terminal, for screen(1) and the like.
+    Pty,
 }
 
-impl fmt::Display for SerialConfig {
+impl fmt::Display for ConsoleConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stdio => f.write_str("stdio"),
             Self::Null => f.write_str("null"),
+            Self::Pty => f.write_str("pty"),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Socket(path) => write!(f, "socket:{}", path.display()),
         }
     }
 }
 
-impl FromStr for SerialConfig {
+impl FromStr for ConsoleConfig {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -220,17 +249,20 @@ impl FromStr for SerialConfig {
         let parsed = match text.split_once(':') {
             None if text == "stdio" => Some(Self::Stdio),
             None if text == "null" => Some(Self::Null),
+            None if text == "pty" => Some(Self::Pty),
             Some(("file", rest)) => path(rest).map(Self::File),
             Some(("socket", rest)) => path(rest).map(Self::Socket),
             _ => None,
         };
         parsed.ok_or_else(|| {
-            format!("\"{text}\" is not a serial port (write stdio, null, file:PATH or socket:PATH)")
+            format!(
+                "\"{text}\" is no place for a console (write stdio, null, file:PATH, socket:PATH or pty)"
+            )
         })
     }
 }
 
-impl TryFrom<String> for SerialConfig {
+impl TryFrom<String> for ConsoleConfig {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -238,8 +270,8 @@ impl TryFrom<String> for SerialConfig {
     }
 }
 
-impl From<SerialConfig> for String {
-    fn from(serial: SerialConfig) -> Self {
+impl From<ConsoleConfig> for String {
+    fn from(serial: ConsoleConfig) -> Self {
         serial.to_string()
     }
 }
@@ -252,7 +284,8 @@ mod tests {
     fn a_config_survives_its_text() {
         let config = VmConfig {
             kernel: Some("vmlinux".into()),
-            serial: SerialConfig::Socket("/run/vm.sock".into()),
+            serial: Some(ConsoleConfig::Socket("/run/vm.sock".into())),
+            console: Some(ConsoleConfig::Pty),
             hugepages: HugePages::Huge2M,
             on_reboot: OnReboot::Restart,
             timeout: Some(Span::from(Duration::from_secs(60))),
@@ -272,10 +305,10 @@ mod tests {
     }
 
     #[test]
-    fn serial_ports_read_as_documented() {
-        assert_eq!("file:a:b".parse(), Ok(SerialConfig::File("a:b".into())));
-        for bad in ["", "stdout", "file:", "socket:", "null:", "pty"] {
-            let err = bad.parse::<SerialConfig>().unwrap_err();
+    fn consoles_read_as_documented() {
+        assert_eq!("file:a:b".parse(), Ok(ConsoleConfig::File("a:b".into())));
+        for bad in ["", "stdout", "file:", "socket:", "null:", "pty:x"] {
+            let err = bad.parse::<ConsoleConfig>().unwrap_err();
             assert!(err.contains("socket:PATH"), "{bad}: {err}");
         }
     }
@@ -286,7 +319,23 @@ mod tests {
         assert_eq!(config.full_cmdline(), "console=ttyS0");
         config.append = Some(" quiet ".into());
         assert_eq!(config.full_cmdline(), "console=ttyS0 quiet");
-        config.cmdline = String::new();
+        config.cmdline = Some(String::new());
         assert_eq!(config.full_cmdline(), "quiet");
+    }
+
+    #[test]
+    fn a_console_changes_what_is_not_given_and_nothing_else() {
+        let mut config = VmConfig {
+            console: Some(ConsoleConfig::Stdio),
+            ..VmConfig::default()
+        };
+        assert_eq!(config.full_cmdline(), "console=ttyS0 console=hvc0");
+        assert_eq!(config.effective_serial(), &ConsoleConfig::Null);
+        config.cmdline = Some(DEFAULT_CMDLINE.into());
+        assert_eq!(config.full_cmdline(), DEFAULT_CMDLINE);
+        config.console = Some(ConsoleConfig::Pty);
+        assert_eq!(config.effective_serial(), &ConsoleConfig::Stdio);
+        config.serial = Some(ConsoleConfig::Pty);
+        assert_eq!(config.effective_serial(), &ConsoleConfig::Pty);
     }
 }

@@ -10,9 +10,13 @@ use ampoule_devices::virtio::block::MAX_QUEUES;
 use ampoule_devices::virtio::net::MAX_PAIRS;
 use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 
+use crate::passt::MAX_MTU;
 use crate::resource_allocator::MAX_DEVICES;
 
-use super::{Forward, HugePages, MAX_CPUS, MacAddress, MemoryBacking, MemorySize, Span, VmConfig};
+use super::{
+    BackingFiles, ConsoleConfig, DiskEngine, DiskFormat, Forward, HugePages, MAX_CPUS, MacAddress,
+    MemoryBacking, MemorySize, Span, VmConfig,
+};
 
 /// Why a configuration cannot be a VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +66,16 @@ pub enum ConfigError {
         /// The most.
         max: u16,
     },
+    /// Two settings of a disk that exclude each other.
+    #[error("{name} cannot have {first} with {second}")]
+    DiskContradiction {
+        /// The disk.
+        name: String,
+        /// A key and its value.
+        first: &'static str,
+        /// Another.
+        second: &'static str,
+    },
     /// A disk's queue would be watched for too long.
     #[error("{name} would be watched for {poll}, and 1ms is the limit")]
     DiskPoll {
@@ -103,6 +117,16 @@ pub enum ConfigError {
         name: String,
         /// The key.
         key: &'static str,
+    },
+    /// A maximum transmission unit above that of user networking.
+    #[error("{name} has an MTU of {mtu}, and {max} is the most with user networking")]
+    NetUserMtu {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        mtu: u16,
+        /// The most.
+        max: u16,
     },
     /// Forwarded ports without user networking.
     #[error("{name} forwards ports, which only user networking does")]
@@ -203,6 +227,21 @@ pub enum ConfigError {
     /// Nowhere to listen.
     #[error("the socket device has no path to listen at")]
     VsockPath,
+    /// Two consoles on the standard streams.
+    #[error("the serial port and the console cannot both be on standard input and output")]
+    ConsolesOnStdio,
+    /// Two consoles in one place.
+    #[error("the serial port and the console both lead to {place}")]
+    ConsolesInOnePlace {
+        /// The place.
+        place: String,
+    },
+    /// Two devices of different kinds with one name.
+    #[error("there are two devices named {name}")]
+    DeviceName {
+        /// The name.
+        name: String,
+    },
     /// More virtio devices than a machine has places for.
     #[error("{count} virtio devices are more than the {max} that a VM has places for")]
     TooManyDevices {
@@ -231,7 +270,11 @@ impl ConfigError {
                 let rounded = MemorySize::bytes(down.max(page.as_bytes()));
                 Some(format!("use for instance --memory {rounded}"))
             }
-            Self::DiskName { .. } | Self::NetName { .. } => {
+            Self::ConsolesOnStdio => {
+                Some("send one of them elsewhere: --serial null, for instance".into())
+            }
+            Self::ConsolesInOnePlace { .. } => Some("give each its own".into()),
+            Self::DiskName { .. } | Self::NetName { .. } | Self::DeviceName { .. } => {
                 Some("give each its own, with id=NAME".into())
             }
             Self::NetVhostLimit { .. } => {
@@ -263,9 +306,11 @@ impl ConfigError {
             Self::BurstAlone { key, .. } => Some(format!("give {key}, the rate in a second, too")),
             Self::NetTapTwice { .. }
             | Self::NetForwardTwice { .. }
+            | Self::NetUserMtu { .. }
             | Self::NetMtu { .. }
             | Self::CmdlineTooLong { .. }
             | Self::CmdlineNul { .. }
+            | Self::DiskContradiction { .. }
             | Self::DiskPoll { .. }
             | Self::DiskSize { .. }
             | Self::TooManyDevices { .. } => None,
@@ -302,7 +347,13 @@ impl VmConfig {
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
-        let single = usize::from(self.rng) + usize::from(self.vsock.is_some());
+        let singles = [
+            (self.console.is_some(), "console"),
+            (self.rng, "rng"),
+            (self.vsock.is_some(), "vsock"),
+        ];
+        let singles = singles.into_iter().filter(|(there, _)| *there);
+        let single = singles.clone().count();
         let count = self.disk.len() + self.net.len() + single;
         if count > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices {
@@ -327,6 +378,23 @@ impl VmConfig {
             if !(1..=max).contains(&queues) {
                 return Err(ConfigError::DiskQueues { name, queues, max });
             }
+            let contradiction = match (disk.format, disk.engine, disk.backing) {
+                (DiskFormat::Qcow2, Some(DiskEngine::IoUring), _) => {
+                    Some(("engine=io_uring", "format=qcow2"))
+                }
+                (DiskFormat::Raw, _, BackingFiles::Allow) => Some(("backing=allow", "format=raw")),
+                _ => None,
+            };
+            if let Some((first, second)) = contradiction {
+                return Err(ConfigError::DiskContradiction {
+                    name,
+                    first,
+                    second,
+                });
+            }
+            for rate in disk.rates() {
+                rate.check(&name)?;
+            }
             if disk.poll.as_duration() > Duration::from_millis(1) {
                 let poll = disk.poll;
                 return Err(ConfigError::DiskPoll { name, poll });
@@ -340,7 +408,33 @@ impl VmConfig {
                 return Err(ConfigError::DiskName { name });
             }
         }
-        self.validate_net()
+        self.validate_net()?;
+        self.validate_consoles()?;
+        // Each kind's names are different already.
+        let nets = self.net.iter().enumerate();
+        let nets = nets.map(|(index, interface)| interface.name(index));
+        for name in nets.chain(singles.map(|(_, name)| name.to_owned())) {
+            if !names.insert(name.clone()) {
+                return Err(ConfigError::DeviceName { name });
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_consoles(&self) -> Result<(), ConfigError> {
+        let (serial, Some(console)) = (self.effective_serial(), &self.console) else {
+            return Ok(());
+        };
+        match (serial, console) {
+            (ConsoleConfig::Stdio, ConsoleConfig::Stdio) => Err(ConfigError::ConsolesOnStdio),
+            (
+                ConsoleConfig::File(one) | ConsoleConfig::Socket(one),
+                ConsoleConfig::File(other) | ConsoleConfig::Socket(other),
+            ) if one == other => Err(ConfigError::ConsolesInOnePlace {
+                place: one.display().to_string(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn validate_net(&self) -> Result<(), ConfigError> {
@@ -364,6 +458,10 @@ impl VmConfig {
                     if there {
                         return Err(ConfigError::NetUser { name, key });
                     }
+                }
+                if let Some(mtu) = interface.mtu.filter(|mtu| *mtu > MAX_MTU) {
+                    let max = MAX_MTU;
+                    return Err(ConfigError::NetUserMtu { name, mtu, max });
                 }
             } else if !interface.forward.is_empty() {
                 return Err(ConfigError::NetForward { name });
@@ -444,13 +542,47 @@ fn is_interface_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::NetConfig;
+    use crate::config::{DiskConfig, NetConfig};
 
     fn good() -> VmConfig {
         VmConfig {
             kernel: Some("k".into()),
             ..VmConfig::default()
         }
+    }
+
+    #[test]
+    fn what_a_disk_cannot_have_together_is_told() {
+        let check = |change: fn(&mut DiskConfig)| {
+            let mut disk = DiskConfig::new("d");
+            change(&mut disk);
+            let config = VmConfig {
+                kernel: Some("k".into()),
+                disk: vec![disk],
+                ..VmConfig::default()
+            };
+            config.validate().map_err(|err| err.to_string())
+        };
+        assert_eq!(check(|disk| disk.format = DiskFormat::Qcow2), Ok(()));
+        assert_eq!(
+            check(|disk| {
+                disk.format = DiskFormat::Qcow2;
+                disk.engine = Some(DiskEngine::IoUring);
+            }),
+            Err("disk0 cannot have engine=io_uring with format=qcow2".into())
+        );
+        assert_eq!(
+            check(|disk| disk.iops = Some(0)),
+            Err("disk0 has a limit of 0 for iops".into())
+        );
+        assert_eq!(
+            check(|disk| disk.bandwidth_burst = Some(MemorySize::mib(1))),
+            Err("disk0 has bandwidth-burst without the limit bandwidth".into())
+        );
+        assert_eq!(
+            check(|disk| disk.backing = BackingFiles::Allow),
+            Err("disk0 cannot have backing=allow with format=raw".into())
+        );
     }
 
     #[test]
@@ -534,14 +666,14 @@ mod tests {
         let longest = "x".repeat(layout::CMDLINE_MAX - 1);
         assert_eq!(
             VmConfig {
-                cmdline: longest.clone(),
+                cmdline: Some(longest.clone()),
                 ..good()
             }
             .validate(),
             Ok(())
         );
         let config = VmConfig {
-            cmdline: longest,
+            cmdline: Some(longest),
             append: Some("y".into()),
             ..good()
         };
@@ -550,10 +682,54 @@ mod tests {
             Err(ConfigError::CmdlineTooLong { .. })
         ));
         let nul = VmConfig {
-            cmdline: "a\0b".into(),
+            cmdline: Some("a\0b".into()),
             ..good()
         };
         assert_eq!(nul.validate(), Err(ConfigError::CmdlineNul { offset: 1 }));
+    }
+
+    #[test]
+    fn consoles_are_judged() {
+        let with = |serial: Option<&str>, console: &str| {
+            VmConfig {
+                serial: serial.map(|serial| serial.parse().unwrap()),
+                console: Some(console.parse().unwrap()),
+                ..good()
+            }
+            .validate()
+        };
+        assert_eq!(with(None, "stdio"), Ok(()));
+        assert_eq!(with(None, "pty"), Ok(()));
+        assert_eq!(with(Some("pty"), "pty"), Ok(()));
+        assert_eq!(
+            with(Some("stdio"), "stdio"),
+            Err(ConfigError::ConsolesOnStdio)
+        );
+        assert_eq!(
+            with(Some("file:a"), "socket:a").unwrap_err().to_string(),
+            "the serial port and the console both lead to a"
+        );
+    }
+
+    #[test]
+    fn no_two_devices_have_one_name() {
+        let disk = |id: &str| DiskConfig {
+            id: Some(id.into()),
+            ..DiskConfig::new("d.img")
+        };
+        let with = |disk: DiskConfig| {
+            VmConfig {
+                disk: vec![disk],
+                net: vec![NetConfig::tap("tap0")],
+                ..good()
+            }
+            .validate()
+        };
+        assert_eq!(with(disk("console")), Ok(()), "there is none");
+        for name in ["rng", "net0"] {
+            let error = with(disk(name)).unwrap_err().to_string();
+            assert_eq!(error, format!("there are two devices named {name}"));
+        }
     }
 
     #[test]
@@ -623,6 +799,14 @@ mod tests {
                 ..user(&[])
             },
         );
+        let large = NetConfig {
+            mtu: Some(MAX_MTU + 1),
+            ..user(&[])
+        };
+        assert!(matches!(
+            with(vec![large]),
+            Err(ConfigError::NetUserMtu { .. })
+        ));
         for (config, key) in [(vhost, "vhost"), (queues, "queues")] {
             let expected = ConfigError::NetUser { name: name(), key };
             assert_eq!(with(vec![config]), Err(expected));

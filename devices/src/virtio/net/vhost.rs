@@ -1,8 +1,9 @@
 //! The data half where the host's kernel is it: it gives the pairs of queues to vhost-net, and takes them back.
 //!
 //! No frame and no notification of a pair comes through here: the kernel waits for the queues' events by itself, and raises the
-//! device's interrupt line, too. The control queue is served as ever. A driver that breaks a queue is stopped, by an event of
-//! the kernel's.
+//! device's interrupt line, too. The control queue is served as ever. A queue that its driver breaks the kernel leaves alone until
+//! the next notification; of that, as of frames that the tap does not take, it tells by one and the same event, which is counted
+//! and logged.
 
 use std::io;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ struct Pair {
 pub(super) struct VhostWorker {
     pairs: Vec<Pair>,
     control: Option<Control>,
+    /// Those that go on when the VM does.
+    paused: Vec<Arc<VhostNet>>,
     log: Arc<Log>,
 }
 
@@ -45,6 +48,7 @@ impl VhostWorker {
         let mut started = Self {
             pairs: Vec::new(),
             control,
+            paused: Vec::new(),
             log,
         };
         for ((rx, tx), kernel) in pairs.into_iter().zip(kernels) {
@@ -99,7 +103,7 @@ impl VirtioWorker for VhostWorker {
         (0..)
             .zip(&self.pairs)
             .map(|(token, pair)| EventSource {
-                fd: pair.kernel.broken(),
+                fd: pair.kernel.errors(),
                 token,
                 events: EventSet::IN,
             })
@@ -124,12 +128,29 @@ impl VirtioWorker for VhostWorker {
         Ok(())
     }
 
-    fn process_event(&mut self, _token: u32, _events: EventSet) -> Result<(), WorkerError> {
-        // Until the reset that this asks for, the kernel is to leave the rings alone.
-        for pair in &self.pairs {
-            pair.kernel.set_running(false)?;
+    fn process_event(&mut self, token: u32, _events: EventSet) -> Result<(), WorkerError> {
+        if let Some(pair) = self.pairs.get(token as usize)
+            && pair.kernel.take_errors() > 0
+        {
+            let err = io::Error::other("the tap takes no frames, or the driver has broken a queue");
+            self.log.failed("vhost-net", &err);
         }
-        Err(io::Error::other("the kernel has found a queue broken").into())
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), WorkerError> {
+        for pair in self.pairs.iter().filter(|pair| pair.kernel.is_running()) {
+            pair.kernel.set_running(false)?;
+            self.paused.push(pair.kernel.clone());
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), WorkerError> {
+        for kernel in self.paused.drain(..) {
+            kernel.set_running(true)?;
+        }
+        Ok(())
     }
 
     fn stop(mut self: Box<Self>) -> Vec<ActiveQueue> {

@@ -1,7 +1,7 @@
 //! One stream: a connection of the guest's on one side, a Unix socket on the other.
 //!
 //! Bytes for the guest stay in the host's socket until there is credit and a buffer for them. Bytes from the guest that the
-//! host's program does not take are kept, up to the [`BUF_ALLOC`] that the guest is told of: it breaks the rules if it sends
+//! host's program does not take are kept, up to the space that the guest is told of: it breaks the rules if it sends
 //! more.
 
 use std::collections::VecDeque;
@@ -13,10 +13,10 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::packet::{Header, SHUTDOWN_BOTH, SHUTDOWN_RCV, SHUTDOWN_SEND, op};
 
-/// Space for bytes from the guest on each connection.
+/// Space for bytes from the guest on a connection, where there are not too many of them.
 pub(super) const BUF_ALLOC: u32 = 256 << 10;
-/// The guest is told of freed space by so much at once, unless a packet goes its way anyhow.
-const UPDATE_STEP: u32 = BUF_ALLOC / 4;
+/// The guest is told of freed space by such a part of it at once, unless a packet goes its way anyhow.
+const UPDATE_PART: u32 = 4;
 /// A buffer that has grown beyond this is given back when it is empty.
 const KEPT_CAPACITY: usize = 16 << 10;
 /// The longest greeting is "CONNECT 4294967295\n".
@@ -105,6 +105,8 @@ pub(super) struct Connection {
     guest_sends: bool,
     guest_receives: bool,
 
+    /// Space for bytes from the guest.
+    buf_alloc: u32,
     /// From the guest, not yet taken by the host's program.
     buffer: VecDeque<u8>,
     fwd_cnt: u32,
@@ -117,7 +119,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn new(state: State, stream: UnixStream, ports: Ports) -> Self {
+    fn new(state: State, stream: UnixStream, ports: Ports, buf_alloc: u32) -> Self {
         Self {
             state,
             stream: Some(stream),
@@ -130,6 +132,7 @@ impl Connection {
             host_receives: true,
             guest_sends: true,
             guest_receives: true,
+            buf_alloc,
             buffer: VecDeque::new(),
             fwd_cnt: 0,
             told_fwd_cnt: 0,
@@ -140,14 +143,20 @@ impl Connection {
         }
     }
 
-    /// A program of the host has connected.
-    pub(super) fn from_host(stream: UnixStream) -> Self {
-        Self::new(State::Greeting(Vec::new()), stream, Ports::default())
+    /// A program of the host has connected. The guest will have `buf_alloc` bytes of space.
+    pub(super) fn from_host(stream: UnixStream, buf_alloc: u32) -> Self {
+        let state = State::Greeting(Vec::new());
+        Self::new(state, stream, Ports::default(), buf_alloc)
     }
 
     /// The guest has asked for it with `request`, and the host's program listens.
-    pub(super) fn from_guest(stream: UnixStream, ports: Ports, request: &Header) -> Self {
-        let mut connection = Self::new(State::Open, stream, ports);
+    pub(super) fn from_guest(
+        stream: UnixStream,
+        ports: Ports,
+        request: &Header,
+        buf_alloc: u32,
+    ) -> Self {
+        let mut connection = Self::new(State::Open, stream, ports, buf_alloc);
         connection.take_credit(request);
         connection.pending = pending::RESPONSE;
         connection
@@ -158,6 +167,11 @@ impl Connection {
         self.ports = ports;
         self.state = State::Requested;
         self.pending = pending::REQUEST;
+    }
+
+    /// Its space for bytes from the guest.
+    pub(super) fn buf_alloc(&self) -> u32 {
+        self.buf_alloc
     }
 
     /// Takes a packet of the guest's.
@@ -207,12 +221,11 @@ impl Connection {
     }
 
     fn on_data(&mut self, payload: &[u8]) -> Verdict {
-        let gone = !self.host_receives && !self.host_sends;
-        if !self.guest_sends || gone || self.buffer.len() + payload.len() > BUF_ALLOC as usize {
+        if !self.guest_sends || self.buffer.len() + payload.len() > self.buf_alloc as usize {
             return Verdict::Reset;
         }
         if !self.host_receives {
-            // The guest has been told; this was on its way.
+            // The guest is told; this was on its way. A reset would overtake what tells it, and be another error to its program.
             self.fwd_cnt = self.fwd_cnt.wrapping_add(payload.len() as u32);
             return Verdict::Keep;
         }
@@ -387,7 +400,7 @@ impl Connection {
     pub(super) fn wants_to_send(&mut self) -> bool {
         if self.state == State::Open {
             let freed = self.fwd_cnt.wrapping_sub(self.told_fwd_cnt);
-            if freed >= UPDATE_STEP && self.guest_sends {
+            if freed >= self.buf_alloc / UPDATE_PART && self.guest_sends {
                 self.pending |= pending::CREDIT_UPDATE;
             }
             if self.can_read() && self.credit() == 0 && !self.asked {
@@ -471,7 +484,7 @@ impl Connection {
             op: packet.op,
             flags: packet.flags,
             len: packet.len,
-            buf_alloc: BUF_ALLOC,
+            buf_alloc: self.buf_alloc,
             fwd_cnt: self.fwd_cnt,
             ..Header::default()
         }

@@ -4,9 +4,14 @@
 //! there writes `CONNECT <port>\n`, reads `OK <host port>\n` when the guest has accepted, and then talks to the guest's port.
 //! A guest that connects to port P of the host (CID 2) reaches the socket at `PATH_P`.
 //!
-//! `packet` is the header, `connection` one stream with its credit, `muxer` all of them; here are the rings. The header
-//! is parsed here rather than by the `virtio-vsock` crate, which takes chains only as `virtio-queue` walks them: ours tell a
-//! malformed one from a good one (see [`super::queue`]).
+//! `packet` is the header, `connection` one stream with its credit, `muxer` all of them; here are the rings.
+//!
+//! # Why not the virtio-vsock crate
+//! Its `VsockPacket` (0.12) is a chain and its header in one, and wants a header that is whole in the first descriptor and a payload that is
+//! whole in the same or in the second: `from_tx_virtq_chain` reads no third descriptor and fails with `DescriptorLengthTooSmall` or
+//! `FragmentedMemory`. A device may not assume that (virtio 1.2, 2.7.4.1), and Linux since 6.7 sends MSG_ZEROCOPY as up to 18
+//! descriptors. It takes chains only as `virtio-queue` walks them, which does not tell a malformed one from a good one (see
+//! [`super::queue`]). The header by itself, the one part that is left, has no safe constructor there.
 //!
 //! Everything but the control half runs on the device's I/O thread.
 

@@ -3,7 +3,7 @@
 //! Sockets are waited for with an epoll instance of the device's own, edge-triggered: a connection remembers that it could
 //! be read until reading gave nothing, so that neither a guest without buffers nor one without credit makes the thread spin.
 //!
-//! Bounds: [`MAX_CONNECTIONS`], each with at most [`super::connection::BUF_ALLOC`] bytes from the guest; [`MAX_RESETS`]
+//! Bounds: [`MAX_CONNECTIONS`], with at most [`SPACE`] bytes from the guest together, and [`LEAST_SPACE`] for each beyond that; [`MAX_RESETS`]
 //! answers to packets that belong to no connection, beyond which the guest's packets wait; one entry per connection in
 //! the list of those that have something for the guest.
 
@@ -16,13 +16,17 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::connection::{Connection, Ports, Verdict};
+use super::connection::{BUF_ALLOC, Connection, Ports, Verdict};
 use super::counters::Counters;
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
 use crate::backend::unix_socket::{self, ListeningSocket};
 
 /// The most connections at a time.
-pub(super) const MAX_CONNECTIONS: usize = 1024;
+pub(super) const MAX_CONNECTIONS: usize = 4096;
+/// Space for bytes from the guest that is shared out; a new connection gets an eighth of what is left, and [`BUF_ALLOC`] at most.
+const SPACE: u32 = 64 << 20;
+/// What each gets at least.
+const LEAST_SPACE: u32 = 16 << 10;
 /// The most resets that wait for a buffer.
 pub(super) const MAX_RESETS: usize = 256;
 /// Events taken at a time; the rest come with the next call.
@@ -74,6 +78,8 @@ pub(super) struct Muxer {
     /// Those that have something for the guest, in turn.
     ready: VecDeque<u64>,
     resets: VecDeque<Header>,
+    /// Space that connections have.
+    space: u32,
     last_id: u64,
     next_port: u32,
     /// Clients wait that could not be accepted for want of descriptors.
@@ -90,6 +96,7 @@ impl Muxer {
             by_ports: HashMap::new(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
+            space: 0,
             last_id: LISTENER,
             next_port: FIRST_PORT,
             accept_later: false,
@@ -156,8 +163,8 @@ impl Muxer {
             None
         };
         let id = stream.and_then(|stream| {
-            self.insert(stream, |stream| {
-                Connection::from_guest(stream, ports, header)
+            self.insert(stream, |stream, space| {
+                Connection::from_guest(stream, ports, header, space)
             })
         });
         match id {
@@ -189,7 +196,7 @@ impl Muxer {
     fn insert(
         &mut self,
         stream: UnixStream,
-        make: impl FnOnce(UnixStream) -> Connection,
+        make: impl FnOnce(UnixStream, u32) -> Connection,
     ) -> Option<u64> {
         let id = self.last_id + 1;
         if let Err(err) = self.host.watch(stream.as_raw_fd(), id) {
@@ -197,7 +204,10 @@ impl Muxer {
             return None;
         }
         self.last_id = id;
-        self.connections.insert(id, make(stream));
+        let left = SPACE.saturating_sub(self.space);
+        let space = (left / 8).clamp(LEAST_SPACE, BUF_ALLOC);
+        self.space += space;
+        self.connections.insert(id, make(stream, space));
         self.counters.connected();
         Some(id)
     }
@@ -213,6 +223,7 @@ impl Muxer {
         let Some(connection) = self.connections.remove(&id) else {
             return;
         };
+        self.space -= connection.buf_alloc();
         if self.by_ports.get(&connection.ports) == Some(&id) {
             self.by_ports.remove(&connection.ports);
         }

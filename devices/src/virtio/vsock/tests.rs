@@ -1,6 +1,6 @@
 //! What a hostile guest sends: it is answered with RST or not at all, and the device goes on.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 
 use vm_memory::{Bytes, GuestAddress};
@@ -61,6 +61,12 @@ impl Guest {
     fn send_raw(&mut self, len: u32) {
         let driver = &self.driver;
         driver.put_desc(TX_BASE + DESCRIPTORS, 0, readable(PACKET, len, None));
+        self.send_chain();
+    }
+
+    /// Makes the chain at the table's start available.
+    fn send_chain(&mut self) {
+        let driver = &self.driver;
         let ring = TX_BASE + AVAILABLE;
         driver.put(ring + 4 + u64::from(self.sent % 16) * 2, 0_u16);
         self.sent += 1;
@@ -216,4 +222,197 @@ fn bytes_go_to_the_host_and_a_packet_that_lies_ends_its_connection_only() {
     };
     guest.send(again, &[]);
     assert_eq!(guest.answers()[0].op, op::RESPONSE);
+}
+
+#[test]
+fn a_packet_may_be_in_any_number_of_pieces() {
+    let mut guest = Guest::new();
+    let listener = UnixListener::bind(guest.folder.path().join("v_7")).unwrap();
+    let request = guest.request(7);
+    guest.send(request, &[]);
+    let (mut stream, _) = listener.accept().unwrap();
+    let data = Header {
+        op: op::RW,
+        len: 10,
+        ..request
+    };
+    let bytes = [&data.to_bytes()[..], b"0123456789"].concat();
+    guest
+        .driver
+        .memory
+        .write_slice(&bytes, GuestAddress(PACKET))
+        .unwrap();
+    // The header's in two, the payload's in four, one of which begins in a piece of the header's.
+    let mut at = PACKET;
+    let lens = [20, 25, 3, 3, 0, 3];
+    for (index, len) in (0..).zip(lens) {
+        let next = (usize::from(index) + 1 < lens.len()).then_some(index + 1);
+        let table = TX_BASE + DESCRIPTORS;
+        guest.driver.put_desc(table, index, readable(at, len, next));
+        at += u64::from(len);
+    }
+    guest.send_chain();
+    let mut got = [0; 10];
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"0123456789");
+}
+
+#[test]
+fn credit_that_was_not_given_ends_the_connection_and_what_was_given_is_kept() {
+    let mut guest = Guest::new();
+    let listener = UnixListener::bind(guest.folder.path().join("v_7")).unwrap();
+    let request = guest.request(7);
+    guest.send(request, &[]);
+    let credit = guest.answers()[0].buf_alloc;
+    let (mut stream, _) = listener.accept().unwrap();
+    // The host's program reads nothing: what its socket does not take is kept, up to the credit.
+    let piece = vec![b'x'; 32 << 10];
+    let data = Header {
+        op: op::RW,
+        len: piece.len() as u32,
+        ..request
+    };
+    let (mut sent, mut forwarded) = (0_u32, 0_u32);
+    let reset = loop {
+        guest.send(data, &piece);
+        sent += data.len;
+        let answers = guest.answers();
+        if answers.iter().any(|header| header.op == op::RST) {
+            break sent;
+        }
+        if let Some(last) = answers.last() {
+            forwarded = last.fwd_cnt;
+        }
+        assert!(sent < 64 << 20, "there is no limit");
+    };
+    assert!(reset > forwarded + credit, "{reset} {forwarded} {credit}");
+    assert!(reset <= forwarded + 2 * credit, "{reset} {forwarded}");
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    assert!(got.iter().all(|byte| *byte == b'x'));
+    // No more than the credit is sent to the guest, and nothing more before it has space again.
+    let small = Header {
+        src_port: 1001,
+        buf_alloc: 100,
+        ..request
+    };
+    guest.send(small, &[]);
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.write_all(&[b'y'; 1000]).unwrap();
+    guest.driver.host.wait();
+    let count = |answers: &[Header], kind| answers.iter().filter(|it| it.op == kind).count();
+    let bytes = |answers: &[Header]| answers.iter().map(|header| header.len).sum::<u32>();
+    let answers = guest.answers();
+    assert_eq!(bytes(&answers), 100, "{answers:?}");
+    assert_eq!(count(&answers, op::CREDIT_REQUEST), 1, "{answers:?}");
+    let update = Header {
+        op: op::CREDIT_UPDATE,
+        fwd_cnt: 60,
+        ..small
+    };
+    guest.send(update, &[]);
+    assert_eq!(bytes(&guest.answers()), 60);
+    // A window that wraps, and a count of what was never sent, are the guest's own trouble.
+    for (buf_alloc, fwd_cnt) in [(u32::MAX, u32::MAX), (0, 0), (u32::MAX, 0)] {
+        let odd = Header {
+            buf_alloc,
+            fwd_cnt,
+            ..update
+        };
+        guest.send(odd, &[]);
+        guest.answers();
+    }
+}
+
+#[test]
+fn bytes_for_a_program_that_is_gone_are_dropped_and_the_guest_is_told() {
+    let mut guest = Guest::new();
+    let listener = UnixListener::bind(guest.folder.path().join("v_7")).unwrap();
+    let request = guest.request(7);
+    guest.send(request, &[]);
+    guest.answers();
+    drop(listener.accept().unwrap());
+    let data = Header {
+        op: op::RW,
+        len: 1000,
+        ..request
+    };
+    // It comes before the device has seen that the program is gone, and after.
+    for _ in 0..3 {
+        guest.send(data, &[0; 1000]);
+    }
+    guest.driver.host.wait();
+    guest.send(data, &[0; 1000]);
+    let answers = guest.answers();
+    let is = |kind| move |header: &&Header| header.op == kind;
+    assert_eq!(answers.iter().filter(is(op::RST)).count(), 0, "{answers:?}");
+    let last = answers.iter().rfind(is(op::SHUTDOWN)).expect("not told");
+    assert_eq!(last.flags, 3);
+    guest.send(
+        Header {
+            op: op::SHUTDOWN,
+            flags: 3,
+            ..request
+        },
+        &[],
+    );
+    assert!(guest.answers().iter().any(|header| header.op == op::RST));
+}
+
+#[test]
+fn there_are_so_many_connections_and_their_memory_is_bounded() {
+    let counters = Arc::new(Counters::new(Arc::new(crate::virtio::DeviceMetrics::new(
+        "vsock",
+        VirtioDeviceType::VSOCK,
+        Vec::new(),
+    ))));
+    let folder = tempfile::tempdir().unwrap();
+    let socket = ListeningSocket::open(&folder.path().join("v"), MAX_SOCKET_PATH).unwrap();
+    let host = Arc::new(HostSide::new(socket).unwrap());
+    let mut muxer = Muxer::new(CID, host, counters);
+    let listener = UnixListener::bind(folder.path().join("v_7")).unwrap();
+    let mut taken = Vec::new();
+    let (mut space, mut refused) = (0, 0);
+    let mut payload = [0; 4096];
+    for port in 0..5000 {
+        let request = Header {
+            src_cid: CID.into(),
+            dst_cid: HOST_CID,
+            src_port: port,
+            dst_port: 7,
+            kind: TYPE_STREAM,
+            op: op::REQUEST,
+            ..Header::default()
+        };
+        muxer.on_packet(&request, &[]);
+        let answer = muxer.next_packet(&mut payload).unwrap();
+        match answer.op {
+            op::RESPONSE => {
+                space += u64::from(answer.buf_alloc);
+                assert!(answer.buf_alloc >= 16 << 10);
+                taken.push(listener.accept().unwrap());
+            }
+            _ => refused += 1,
+        }
+        // As many as this process may have descriptors for; the rest is refused as well.
+        if refused == 10 {
+            break;
+        }
+    }
+    assert!(refused == 10 && taken.len() <= 4096, "{}", taken.len());
+    assert!(space <= 192 << 20, "{space}");
+    // A connection that goes makes room.
+    muxer.on_packet(
+        &Header {
+            src_cid: CID.into(),
+            dst_cid: HOST_CID,
+            src_port: 0,
+            dst_port: 7,
+            kind: TYPE_STREAM,
+            op: op::RST,
+            ..Header::default()
+        },
+        &[],
+    );
+    assert!(muxer.next_packet(&mut payload).is_none());
 }

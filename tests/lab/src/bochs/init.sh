@@ -73,7 +73,10 @@ exec 3<>/dev/ttyS1
 stty -F /dev/ttyS1 115200 raw -echo -iexten clocal -crtscts 2>/dev/null
 cp /agent /tree/run/lab-agent
 echo "lab-host-ready" >&3
-setsid chroot /tree /bin/busybox sh /run/lab-agent 3>&-
+# The tree becomes the root of all: a kernel makes no user namespace for a program that is merely in a chroot.
+cd /tree
+mount -o move /tree / || fail "the tree cannot become the root"
+setsid chroot . /bin/busybox sh /run/lab-agent 3>&-
 status=$?
 sync
 echo "lab host: the agent ended with status $status"

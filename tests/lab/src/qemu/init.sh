@@ -70,6 +70,9 @@ until port=$(ls /dev/vport*p1 2>/dev/null); do
     [ "$tries" -lt 1000 ] || fail "no port for the agent"
     usleep 20000
 done
-chroot /tree "$(cat /lib/agent)" agent "$port"
+# The tree becomes the root of all: a kernel makes no user namespace for a program that is merely in a chroot.
+cd /tree
+mount -o move /tree / || fail "the tree cannot become the root"
+chroot . "$(cat /lib/agent)" agent "$port"
 echo "lab host: the agent ended with status $?"
 poweroff -f
