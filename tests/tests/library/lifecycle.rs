@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use ampoule_tests::guests;
-use ampoule_vmm::config::{MemorySize, ConsoleConfig, VmConfig};
-use ampoule_vmm::console::{ConsoleSink, ConsoleEnds};
+use ampoule_vmm::config::{ConsoleConfig, MemorySize, VmConfig};
+use ampoule_vmm::console::{ConsoleEnds, ConsoleSink};
 use ampoule_vmm::{ExitReason, StateError, VmBuilder, VmHandle, VmState};
 
 /// What a guest prints, to be waited for.
