@@ -132,7 +132,7 @@ impl VhostNet {
         self.kernel.set_features(accepted).map_err(to_io)
     }
 
-    /// Gives a queue to the kernel, which lets it lie until [`Self::start`]. Its interrupt is `call`.
+    /// Gives a queue to the kernel, which lets it lie until [`Self::set_running`]. Its interrupt is `call`.
     ///
     /// # Errors
     /// The host's.

@@ -7,6 +7,8 @@ mod bochs;
 mod broker;
 mod client;
 mod cpio;
+#[cfg(test)]
+mod documents;
 mod frame;
 mod fuzz;
 mod guest;

@@ -103,12 +103,17 @@ pub(crate) fn can_run_linux(project: &Project) -> Result<bool> {
     Ok(status.success())
 }
 
-/// The path of this program.
+/// The path of this program, or of the one that a build has put in its place meanwhile.
 ///
 /// # Errors
 /// It cannot be found out.
 pub(crate) fn own_program() -> Result<PathBuf> {
-    env::current_exe().context("cannot find this program's own file")
+    let path = env::current_exe().context("cannot find this program's own file")?;
+    // What the kernel adds to the name of a file that is gone.
+    let name = path
+        .to_str()
+        .and_then(|path| path.strip_suffix(" (deleted)"));
+    Ok(name.map(PathBuf::from).unwrap_or(path))
 }
 
 /// Runs a program, and takes its output.

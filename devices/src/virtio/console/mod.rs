@@ -8,7 +8,7 @@
 //! and counted. The thread itself never waits. What is typed waits in the link, and before that wherever it comes from.
 //!
 //! Linux looks at the size only when it is told that it has changed, and takes no notice while its port is half-way there. So it is told
-//! of the first one, too, and a few times, when it prints ([`SizeNews`]).
+//! of the first one, too, and a few times, when it prints (`SizeNews`).
 //!
 //! A port of the driver's own (F_MULTIPORT) is not offered.
 
