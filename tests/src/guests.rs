@@ -18,6 +18,8 @@ guests! {
     AP_CRASH = "ap_crash";
     /// Prints `cmdline: …`, `modules: N`, and `initrd at A size N sum N` (the sum of all bytes).
     CMDLINE_ECHO = "cmdline_echo";
+    /// Says `ready`, then counts for ever: in ESI, and an instruction later at [`COUNT`].
+    COUNTER = "counter";
     /// Sets marks 1, 2, 3 on the debug port, the first with its first instructions, and powers off.
     DEBUG_MARKS = "debug_marks";
     /// Compares the state at entry with the PVH boot protocol and prints `PASS`.
@@ -69,6 +71,9 @@ guests! {
     /// `memory=MIB`: breaks every rule of virtio against each device that it finds; `case N DEVICE WHAT: ok`, `PASS`.
     VIRTIO_HOSTILE = "virtio_hostile";
 }
+
+/// Where [`COUNTER`] counts: guest physical address of a 32-bit number.
+pub const COUNT: u64 = 2 << 20;
 
 /// The floor of a start: a C program that makes a VM, a vCPU and 128 MiB of memory, and runs one instruction.
 pub const FLOOR: &str = concat!(env!("GUESTS_DIR"), "/floor");

@@ -102,7 +102,8 @@ fn main() -> ExitCode {
             ext4_survives_heavy_writing
             linux_6_12_ext4_survives_heavy_writing
             discards_shrink_the_image
-            read_only_disks_refuse_writes;
+            read_only_disks_refuse_writes
+            a_disk_that_grows_is_used_to_its_end;
         failing:
             a_device_that_fails_gives_io_errors
             a_full_tmpfs_gives_io_errors
@@ -126,6 +127,8 @@ fn main() -> ExitCode {
             user_networking_that_cannot_be_is_explained;
     };
     let thorough = ampoule_tests::tests! {
+        storage:
+            fio_finds_all_of_much_that_it_wrote;
         durable:
             a_vmm_killed_a_hundred_times_loses_nothing;
     };

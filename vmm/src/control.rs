@@ -214,7 +214,9 @@ impl Control {
             return Ok(Some(ExitReason::Panic(panic)));
         }
         match reason {
-            ExitReason::Reset if self.blueprint.config.on_reboot == OnReboot::Restart => {
+            ExitReason::Reset
+                if shared.take_reset() || self.blueprint.config.on_reboot == OnReboot::Restart =>
+            {
                 shared.timeline.host("restart");
                 let machine = Machine::build(&self.blueprint).map_err(|err| error_chain(&err))?;
                 self.machine = Some(machine);

@@ -80,7 +80,8 @@ impl GuestPanic {
     }
 }
 
-/// The place where a VM's end is written down: the first reason stays.
+/// The place where a VM's end is written down: the first reason stays, save that a reset, which may be none, gives way to
+/// the owner's stop and to the time limit.
 ///
 /// Set by vCPU threads (power-off, reset, crashes), by the control thread and by the VM's owner; the control thread waits on
 /// the event and does the rest.
@@ -100,15 +101,18 @@ impl ExitLatch {
         })
     }
 
-    /// Writes `reason` down unless there is one already, and wakes the control thread.
+    /// Writes `reason` down unless there is one already that stays, and wakes the control thread.
     pub(crate) fn set(&self, reason: ExitReason) {
         {
             let mut slot = self
                 .reason
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
-            if slot.is_some() {
-                return;
+            let is_final = matches!(reason, ExitReason::Stopped | ExitReason::Deadline);
+            match &*slot {
+                None => {}
+                Some(ExitReason::Reset) if is_final => {}
+                Some(_) => return,
             }
             *slot = Some(reason);
             self.set.store(true, Ordering::Release);
@@ -155,5 +159,9 @@ mod tests {
         assert_eq!(latch.take(), None);
         latch.set(ExitReason::Reset);
         assert_eq!(latch.event().read().unwrap(), 1);
+        latch.set(ExitReason::PowerOff);
+        latch.set(ExitReason::Stopped);
+        latch.set(ExitReason::Deadline);
+        assert_eq!(latch.take(), Some(ExitReason::Stopped), "a reset is no end");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::iter;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,10 @@ use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::exit::{ExitLatch, ExitReason};
 use crate::guest_watch::GuestWatch;
+use crate::lifecycle::{Lifecycle, PausedMemory, StateError, VmState};
 use crate::metrics::{Metrics, Registry};
 use crate::timeline::Timeline;
+use crate::vcpu::Registers;
 
 /// A VM, as its owner sees it: cheap to clone, and safe to use from any thread, before the start, during the run and after
 /// the end.
@@ -45,7 +48,7 @@ pub enum ResizeError {
     },
 }
 
-/// What all threads of a VM share. Its locks are leaves: nobody who holds one takes another.
+/// What all threads of a VM share. Its locks are leaves, but for the lifecycle's: nobody who holds one takes another.
 pub(crate) struct Shared {
     /// The end of the present run.
     pub(crate) latch: Arc<ExitLatch>,
@@ -65,6 +68,10 @@ pub(crate) struct Shared {
     resizers: Mutex<Vec<Resizer>>,
     /// When a guest that was asked to power off is stopped.
     stop_at: Mutex<Option<Instant>>,
+    /// Where the VM is in its life.
+    pub(crate) lifecycle: Lifecycle,
+    /// Its owner wants a reset.
+    reset_asked: AtomicBool,
     /// The end of the VM.
     outcome: Mutex<Option<ExitReason>>,
     ended: Condvar,
@@ -99,6 +106,8 @@ impl Shared {
             power: Mutex::new(None),
             resizers: Mutex::new(Vec::new()),
             stop_at: Mutex::new(None),
+            lifecycle: Lifecycle::new(),
+            reset_asked: AtomicBool::new(false),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
         })
@@ -116,7 +125,13 @@ impl Shared {
         *lock(&self.stop_at)
     }
 
+    /// Whether the reset at hand is the owner's; asked once for each.
+    pub(crate) fn take_reset(&self) -> bool {
+        self.reset_asked.swap(false, Ordering::AcqRel)
+    }
+
     pub(crate) fn finish(&self, reason: ExitReason) {
+        self.lifecycle.end();
         *lock(&self.outcome) = Some(reason);
         self.ended.notify_all();
     }
@@ -172,6 +187,61 @@ impl VmHandle {
     /// Ends the VM now, as if its plug were pulled. [`ExitReason::Stopped`] is its reason.
     pub fn stop(&self) {
         self.shared.latch.set(ExitReason::Stopped);
+    }
+
+    /// Where the VM is in its life. While a pause is under way it is still running.
+    pub fn state(&self) -> VmState {
+        self.shared.lifecycle.state()
+    }
+
+    /// Holds the VM still: on the return, no vCPU is in the guest and no device touches its memory. Of a paused VM it does
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`StateError::State`] of a VM that is not started, or ends; [`StateError::OwnThread`].
+    pub fn pause(&self) -> Result<(), StateError> {
+        self.shared.lifecycle.pause()
+    }
+
+    /// Lets a paused VM go on. Of a running one it does nothing.
+    ///
+    /// # Errors
+    /// As for [`Self::pause`].
+    pub fn resume(&self) -> Result<(), StateError> {
+        self.shared.lifecycle.resume()
+    }
+
+    /// Resets the VM, running or paused: it boots again from the files that its configuration names, as if its reset button
+    /// were pressed. Carried out by the control thread, after the return. [`ExitReason::HostFailed`] is the VM's end, where it
+    /// cannot be built again.
+    ///
+    /// # Errors
+    /// [`StateError::State`] of a VM that is not started, or has ended.
+    pub fn reset(&self) -> Result<(), StateError> {
+        match self.state() {
+            VmState::Running | VmState::Paused => {
+                self.shared.reset_asked.store(true, Ordering::Release);
+                self.shared.latch.set(ExitReason::Reset);
+                Ok(())
+            }
+            state => Err(StateError::State { state }),
+        }
+    }
+
+    /// A paused VM's memory; as long as it is held, the VM stays paused.
+    ///
+    /// # Errors
+    /// [`StateError::State`] of a VM that is not paused; [`StateError::OwnThread`].
+    pub fn memory(&self) -> Result<PausedMemory<'_>, StateError> {
+        self.shared.lifecycle.memory()
+    }
+
+    /// The registers of a paused VM's vCPU.
+    ///
+    /// # Errors
+    /// As for [`Self::memory`], and [`StateError::NoVcpu`] or [`StateError::NoRegisters`].
+    pub fn vcpu_registers(&self, index: u32) -> Result<Registers, StateError> {
+        self.shared.lifecycle.registers(index)
     }
 
     /// Waits for the VM's end. Of a VM that was never started, there is none.

@@ -19,6 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 use ampoule_devices::virtio::queue::ActiveQueue;
 use ampoule_devices::virtio::{Notification, VirtioWorker, WorkerError, WorkerHost, WorkerId};
 
+use crate::lifecycle::OwnThread;
+
 /// Tokens of queues have this bit; those of a worker's own events are below.
 const QUEUE: u32 = 1 << 16;
 
@@ -39,6 +41,8 @@ struct Runner {
     notifications: Vec<(u16, Arc<Notification>)>,
     /// The descriptors that the loop waits on for it.
     waited: Vec<RawFd>,
+    /// Its VM is paused. An event that was on its way comes again when it goes on.
+    paused: bool,
     /// Tells the device that the worker is broken; none when it is.
     broken: Option<Box<dyn FnOnce(WorkerError) + Send>>,
 }
@@ -79,10 +83,20 @@ impl Runner {
 
     /// Handles an event; a worker that cannot goes out of the loop.
     fn run(&mut self, token: u32, events: EventSet, epoll: &Epoll) {
+        if !self.paused {
+            self.guarded(epoll, |it| it.handle(token, events));
+        }
+    }
+
+    /// Has a worker that is not broken do something. One that fails or panics is broken.
+    fn guarded(&mut self, epoll: &Epoll, work: impl FnOnce(&mut Self) -> Result<(), WorkerError>) {
         if self.broken.is_none() {
             return;
         }
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.handle(token, events)));
+        let outcome = {
+            let _own = OwnThread::enter();
+            catch_unwind(AssertUnwindSafe(|| work(self)))
+        };
         let error = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
@@ -93,6 +107,38 @@ impl Runner {
         if let Some(broken) = self.broken.take() {
             broken(error);
         }
+    }
+
+    /// Has the loop wait for its events. What the driver made available before has been notified to nobody: every queue is
+    /// looked at.
+    fn join(&mut self, number: u32, epoll: &Epoll) -> io::Result<()> {
+        for (fd, token, events) in self.events() {
+            let data = u64::from(number) << 32 | u64::from(token);
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data))?;
+            self.waited.push(fd);
+        }
+        let mut queues = self.notifications.iter();
+        queues.try_for_each(|(_, queue)| queue.ring())
+    }
+
+    /// Ends what the worker does, and keeps it out of the loop.
+    fn pause(&mut self, epoll: &Epoll) {
+        self.paused = true;
+        self.leave(epoll);
+        self.guarded(epoll, |it| {
+            it.worker.as_mut().map_or(Ok(()), |worker| worker.pause())
+        });
+    }
+
+    /// Lets a paused worker go on.
+    fn resume(&mut self, number: u32, epoll: &Epoll) {
+        self.paused = false;
+        self.guarded(epoll, |it| {
+            if let Some(worker) = &mut it.worker {
+                worker.resume()?;
+            }
+            Ok(it.join(number, epoll)?)
+        });
     }
 
     fn leave(&mut self, epoll: &Epoll) {
@@ -181,9 +227,23 @@ impl WorkerLoop {
         Ok(())
     }
 
-    fn wait_on(&self, fd: RawFd, data: u64, events: EventSet) -> io::Result<()> {
-        let event = EpollEvent::new(events, data);
-        self.epoll.ctl(ControlOperation::Add, fd, event)
+    /// Ends what the workers do; on the return, none of them touches the guest's memory.
+    pub(crate) fn pause(&self) {
+        for entry in self.entries() {
+            lock(&entry.runner).pause(&self.epoll);
+        }
+    }
+
+    /// Lets paused workers go on.
+    pub(crate) fn resume(&self) {
+        for entry in self.entries() {
+            lock(&entry.runner).resume(entry.number, &self.epoll);
+        }
+    }
+
+    /// All workers. While a VM is paused none comes and none goes: drivers start and stop them.
+    fn entries(&self) -> Vec<Arc<Entry>> {
+        lock(&self.workers).list.clone()
     }
 }
 
@@ -205,26 +265,12 @@ impl WorkerHost for WorkerLoop {
             worker: Some(worker),
             notifications,
             waited: Vec::new(),
+            paused: false,
             broken: Some(broken),
         });
         let id = WorkerId(entry.number.into());
-        let mut runner = lock(&entry.runner);
-        for (fd, token, events) in runner.events() {
-            let data = u64::from(entry.number) << 32 | u64::from(token);
-            if let Err(err) = self.wait_on(fd, data, events) {
-                drop(runner);
-                drop(self.stop(id));
-                return Err(err);
-            }
-            runner.waited.push(fd);
-        }
-        // What the driver made available before it was ready has been notified to nobody.
-        let rung = runner
-            .notifications
-            .iter()
-            .try_for_each(|(_, queue)| queue.ring());
-        drop(runner);
-        if let Err(err) = rung {
+        let started = lock(&entry.runner).join(entry.number, &self.epoll);
+        if let Err(err) = started {
             drop(self.stop(id));
             return Err(err);
         }
@@ -266,7 +312,9 @@ impl IoThread {
     pub(crate) fn new() -> io::Result<Self> {
         let workers = WorkerLoop::new()?;
         let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        workers.wait_on(kick.as_raw_fd(), KICK, EventSet::IN)?;
+        let event = EpollEvent::new(EventSet::IN, KICK);
+        let add = ControlOperation::Add;
+        workers.epoll.ctl(add, kick.as_raw_fd(), event)?;
         Ok(Self {
             workers: Arc::new(workers),
             thread: None,

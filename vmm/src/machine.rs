@@ -20,10 +20,11 @@ use crate::handle::Shared;
 use crate::io_thread::{IoThread, WorkerLoop};
 use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
+use crate::lifecycle::Controls;
 use crate::memory::{self, GuestRam};
 use crate::metrics::{MachineMetrics, VcpuMetrics};
 use crate::passt::{HelperWatch, Passt};
-use crate::vcpu::{Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
+use crate::vcpu::{PauseGate, Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
 use crate::virtio::{self, Placement};
 
 /// What a machine is built from, and what outlives it.
@@ -53,10 +54,14 @@ pub(crate) struct Machine {
     pub(crate) devices: DeviceManager,
     /// Where virtio devices work, unless the control thread does it.
     io: Option<IoThread>,
+    /// The loop that has their workers.
+    workers: Option<Arc<WorkerLoop>>,
+    gate: Arc<PauseGate>,
+    shared: Arc<Shared>,
     /// The processes behind its user networks.
     pub(crate) passt: Vec<Passt>,
     _vm: VmFd,
-    _ram: GuestRam,
+    ram: GuestRam,
 }
 
 impl Machine {
@@ -95,13 +100,16 @@ impl Machine {
             Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
             Placement::Nowhere | Placement::ControlThread => None,
         };
-        if let Some(host) = workers.as_ref().or(io.as_ref().map(IoThread::workers)) {
+        let workers = workers.as_ref().or(io.as_ref().map(IoThread::workers));
+        if let Some(host) = workers {
             devices.add_virtio(&vm, &ram, host, virtio.all)?;
         }
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
 
+        let gate = Arc::<PauseGate>::default();
         let context = VcpuContext {
+            gate: gate.clone(),
             ports: devices.ports.clone(),
             mmio: devices.mmio.clone(),
             latch: shared.latch.clone(),
@@ -134,10 +142,13 @@ impl Machine {
             threads: Vec::new(),
             vcpus,
             devices,
+            workers: workers.cloned(),
             io,
+            gate,
+            shared: shared.clone(),
             passt: virtio.helpers,
             _vm: vm,
-            _ram: ram,
+            ram,
         })
     }
 
@@ -151,12 +162,19 @@ impl Machine {
             self.threads
                 .push(vcpu.spawn().map_err(Error::host("vCPU thread"))?);
         }
+        self.shared.lifecycle.begin(Controls {
+            gate: self.gate.clone(),
+            vcpus: self.threads.iter().map(|it| it.kick().clone()).collect(),
+            workers: self.workers.clone(),
+            ram: self.ram.clone(),
+        });
         Ok(())
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        self.shared.lifecycle.end_machine();
         for thread in &self.threads {
             thread.stop();
         }

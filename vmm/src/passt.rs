@@ -24,6 +24,10 @@ const PROGRAM: &str = "passt";
 /// How long it may take to answer. On a host without IPv4 it never does, and is taken to be there when it has not ended.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The largest MTU, which the guest is told unless it is to have another. What is longer than 36 KiB a Unix socket may take in two
+/// parts, and Debian 12's passt (2023_03_09) takes a frame of which it has read a part for lost, and all that follows with it.
+pub(crate) const MAX_MTU: u16 = 32_000;
+
 /// The longest message of its that is kept in one piece.
 const MAX_MESSAGE: usize = 4096;
 
@@ -73,7 +77,7 @@ pub(crate) struct PasstConfig<'a> {
     pub(crate) name: &'a str,
     /// The guest's Ethernet address.
     pub(crate) mac: [u8; 6],
-    /// What the guest is to be told, if anything else than passt's own.
+    /// What the guest is to be told, if anything else than [`MAX_MTU`].
     pub(crate) mtu: Option<u16>,
     /// The ports that lead into the guest.
     pub(crate) forward: &'a [Forward],
@@ -213,9 +217,8 @@ fn arguments(config: &PasstConfig<'_>) -> Vec<String> {
         .map(String::from)
         .into();
     arguments.extend(["--fd".into(), "0".into()]);
-    if let Some(mtu) = config.mtu {
-        arguments.extend(["--mtu".into(), mtu.to_string()]);
-    }
+    let mtu = config.mtu.unwrap_or(MAX_MTU);
+    arguments.extend(["--mtu".into(), mtu.to_string()]);
     for forward in config.forward {
         let option = match forward.protocol {
             Protocol::Tcp => "--tcp-ports",

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use vhost::net::VhostNet as _;
@@ -67,6 +68,7 @@ pub struct VhostNet {
     tap: Arc<Tap>,
     /// Rung when the driver has broken a queue, or the tap has not taken a frame.
     errors: EventFd,
+    running: AtomicBool,
 }
 
 impl VhostNet {
@@ -100,6 +102,7 @@ impl VhostNet {
             kernel,
             tap: Arc::new(tap),
             errors: errors.map_err(VhostNetError::SetUp)?,
+            running: AtomicBool::new(false),
         })
     }
 
@@ -161,10 +164,16 @@ impl VhostNet {
     /// The host's.
     pub fn set_running(&self, running: bool) -> io::Result<()> {
         let file = running.then(|| self.tap.file());
+        self.running.store(running, Ordering::Release);
         // Stopping is to go as far as it can.
         let rx = self.kernel.set_backend(RX, file);
         let tx = self.kernel.set_backend(TX, file);
         rx.and(tx).map_err(to_io)
+    }
+
+    /// Whether the kernel works on the queues.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
     }
 
     /// Takes back a queue on which the kernel does not work any more.

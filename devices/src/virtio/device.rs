@@ -205,6 +205,23 @@ pub trait VirtioWorker: Send {
         Ok(())
     }
 
+    /// The VM is to stand still: finishes what is in flight, and touches no guest memory until [`Self::resume`] or
+    /// [`Self::stop`]. It is not called for anything else meanwhile. Most workers have nothing in flight between two calls.
+    ///
+    /// # Errors
+    /// As for [`Self::process_queue`].
+    fn pause(&mut self) -> Result<(), WorkerError> {
+        Ok(())
+    }
+
+    /// The VM goes on.
+    ///
+    /// # Errors
+    /// As for [`Self::process_queue`].
+    fn resume(&mut self) -> Result<(), WorkerError> {
+        Ok(())
+    }
+
     /// Finishes or drops what is in flight, and hands the queues back.
     fn stop(self: Box<Self>) -> Vec<ActiveQueue>;
 }

@@ -2,7 +2,7 @@
 //!
 //! The bytes are the host kernel's (getrandom(2)), which does not block once the host has booted. A request gets at most
 //! [`MAX_REQUEST`] bytes, however large its buffers are: the driver asks again. So that no guest keeps a processor of the host's
-//! busy with it, there are so many requests and bytes a second ([`LIMIT`]); what is beyond waits in the driver's queue.
+//! busy with it, there are so many requests and bytes a second ([`limit`]); what is beyond waits in the driver's queue.
 
 use std::io;
 use std::num::NonZeroU64;

@@ -301,7 +301,7 @@ fn segments(kind: u32, bytes: &[u8], range: &impl Fn(u64, u64) -> Option<Range<u
         changes: Vec::new(),
     };
     let count = bytes.len() / 16;
-    if bytes.is_empty() || bytes.len() % 16 != 0 || count > MAX_SEGMENTS {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(16) || count > MAX_SEGMENTS {
         verdict.status = IOERR;
         return verdict;
     }

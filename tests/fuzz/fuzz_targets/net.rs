@@ -119,6 +119,8 @@ struct Case {
     /// Frames that the guest may still get.
     given: VecDeque<Vec<u8>>,
     next_tx: u16,
+    /// A frame of the guest's waits for room on the host's side.
+    waits: bool,
 }
 
 fuzz_target!(|input: Input| {
@@ -140,6 +142,7 @@ fuzz_target!(|input: Input| {
         rooms: HashMap::new(),
         given: VecDeque::new(),
         next_tx: 0,
+        waits: false,
     };
     for op in input.ops {
         case.carry_out(op);
@@ -224,6 +227,13 @@ impl Case {
     }
 
     fn send(&mut self, packet: &[u8], pieces: &[u16], tail: Option<u8>) {
+        if self.waits {
+            self.guest.driver.host.run_events();
+            self.waits = self.guest.take_used(TX).is_none();
+            if self.waits {
+                return;
+            }
+        }
         let mut buffers = Vec::new();
         let mut rest = packet;
         for piece in pieces {
@@ -256,7 +266,12 @@ impl Case {
         self.next_tx = self.next_tx.wrapping_add(1);
         self.guest.notify(TX);
         self.guest.driver.host.run(100);
-        let (_, written) = self.guest.take_used(TX).expect("a frame is not given back");
+        let Some((_, written)) = self.guest.take_used(TX) else {
+            let error = *self.backend.error.lock().unwrap();
+            assert_eq!(error, Some(libc::EAGAIN), "a frame is not given back");
+            self.waits = true;
+            return;
+        };
         assert_eq!(written, 0);
         let sent = self.backend.sent.lock().unwrap().split_off(sent);
         assert!(sent.len() <= 1);

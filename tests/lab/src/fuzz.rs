@@ -120,6 +120,19 @@ pub(crate) fn run_targets(project: &Project, plan: &Plan) -> Result<bool> {
     Ok(tell(&fuzz, reports))
 }
 
+/// The command that lints the targets, without their instrumentation.
+pub(crate) fn check(project: &Project) -> Command {
+    let folder = project.root.join("tests/fuzz");
+    let mut cargo = project.cargo();
+    cargo.env("CARGO_TARGET_DIR", folder.join("target"));
+    // Only what is linked needs libFuzzer, and with it a C++ compiler: any archive will do.
+    cargo.env("CUSTOM_LIBFUZZER_PATH", folder.join("README.md"));
+    cargo.args(["clippy", "--quiet", "--locked", "--manifest-path"]);
+    cargo.arg(folder.join("Cargo.toml"));
+    cargo.args(["--", "-D", "warnings"]);
+    cargo
+}
+
 /// The names of the targets: those of their sources.
 fn targets(folder: &Path) -> Result<BTreeSet<String>> {
     let sources = folder.join("fuzz_targets");

@@ -2,6 +2,7 @@
 //! lab host, an emulated machine with a `/dev/kvm` that can run Linux, for machines that have none.
 
 mod agent;
+mod bench;
 mod bochs;
 mod broker;
 mod client;
@@ -112,6 +113,16 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Measure a Linux guest under Ampoule beside the same one under QEMU's microvm: disk and network
+    ///
+    /// In turns, where a KVM can run Linux guests: here, or in the lab host. Ends with a table of medians and ratios.
+    Bench {
+        #[command(flatten)]
+        host: HostArgs,
+        /// What the bench itself takes: --runs N, --seconds N
+        #[arg(last = true, value_name = "ARG")]
+        arguments: Vec<OsString>,
+    },
     /// What `cargo lab up` leaves behind
     #[command(hide = true)]
     Keep {
@@ -206,6 +217,9 @@ fn run(command: Command) -> Result<i32> {
                 thorough,
             };
             Ok(i32::from(!suite::run(&project, &plan)?))
+        }
+        Command::Bench { host, arguments } => {
+            bench::bench(&project, &packages, &host.config()?, arguments)
         }
         Command::Fuzz {
             targets,

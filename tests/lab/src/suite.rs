@@ -23,15 +23,15 @@ use crate::host::{Cpu, Host, HostConfig};
 use crate::kernels::{Kernel, Version};
 use crate::packages::Packages;
 use crate::project::Project;
-use crate::{say, tools};
+use crate::{fuzz, say, tools};
 
 use outcome::{Outcomes, Totals};
 
 /// What the test programs look for (`ampoule_tests::harness`): the binary under test, the kernels, the tools for guests, and
 /// whether to take long.
-const BINARY: &str = "AMPOULE_BIN";
-const KERNELS: &str = "AMPOULE_TEST_KERNELS";
-const TOOLS: &str = "AMPOULE_TEST_TOOLS";
+pub(crate) const BINARY: &str = "AMPOULE_BIN";
+pub(crate) const KERNELS: &str = "AMPOULE_TEST_KERNELS";
+pub(crate) const TOOLS: &str = "AMPOULE_TEST_TOOLS";
 const THOROUGH: &str = "AMPOULE_TEST_THOROUGH";
 
 /// What to run.
@@ -133,6 +133,8 @@ impl<'a> Suite<'a> {
         for (name, command) in checks {
             self.check(name, command);
         }
+        // The fuzz targets are a workspace that nothing else builds.
+        self.check("fuzz targets", fuzz::check(self.project));
         // The advisories' database is not part of any package registry: `cargo deny check` by hand reads it, too.
         let deny = cargo(&[
             "deny",

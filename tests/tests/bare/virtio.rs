@@ -75,9 +75,10 @@ pub(crate) fn a_vmm_killed_a_hundred_times_loses_nothing() {
     let mut random = Random::seeded();
     // No number is the zero that a new disk has.
     let mut first = SLOTS;
-    for _ in 0..100 {
+    for start in 0..100 {
         let orders = format!("op=n first={first} slots={SLOTS}");
-        let mut vm = Vm::piped(guest(&disk, "", &orders));
+        let engine = [",engine=sync", ",engine=io_uring"][start % 2];
+        let mut vm = Vm::piped(guest(&disk, engine, &orders));
         let mut last = first;
         for _ in 0..=random.below(20) {
             last = number(vm.read_until("\n").trim());

@@ -14,8 +14,8 @@ const SECTORS: u64 = 32 * MIB / 512;
 
 /// The disks that fail, `/dev/vda` and so on, each with its name.
 const FAILING: &[(&str, &str)] = &[
-    ("bad-sync", "queues=2"),
-    ("bad-through", "cache=writethrough"),
+    ("bad-sync", "engine=sync,queues=2"),
+    ("bad-through", "engine=sync,cache=writethrough"),
     ("bad-ring", "engine=io_uring"),
 ];
 

@@ -76,7 +76,7 @@ pub(crate) const LOAD_VIRTIO: &str = "d=/lib; case $(uname -r) in 6.12*) d=/lib/
      if test -e $d/$m.ko; then insmod $d/$m.ko || break; fi; done";
 
 /// Mounts the tools' disk at /usr. The shell takes an applet of busybox's own where there is one: write `/usr/bin/ping`.
-const LOAD_TOOLS: &str = "for d in /sys/block/vd*; do if grep -q ampoule-tools $d/serial; then \
+pub(crate) const LOAD_TOOLS: &str = "for d in /sys/block/vd*; do if grep -q ampoule-tools $d/serial; then \
      mount -t ext4 -o ro /dev/${d##*/} /usr; fi; done; \
      mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm; export PATH=/bin:/usr/bin";
 
@@ -87,7 +87,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 ];
 
 /// The initramfs, made once.
-fn initramfs() -> &'static Path {
+pub(crate) fn initramfs() -> &'static Path {
     static MADE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = MADE.get_or_init(|| {
         let folder = tempfile::tempdir().expect("no temporary folder");

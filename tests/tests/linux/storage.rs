@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::driver::Vm;
-use crate::guest::{boot_with_tools, linux};
+use crate::guest::{LOAD_VIRTIO, boot, boot_with_tools, linux};
 use crate::host::{Loop, Mount, host, sparse};
 use crate::virtio::{ask, expect, host_sum, sha256};
 
@@ -17,11 +17,23 @@ struct Kept {
     on_ext4: bool,
 }
 
-/// All of them are disks of one guest, one after the other under load.
+/// All of them are disks of one guest, under load together.
 const KEPT: &[Kept] = &[
     Kept {
-        options: "queues=2",
+        options: "engine=sync,queues=2",
         on_ext4: false,
+    },
+    Kept {
+        options: "engine=sync,direct",
+        on_ext4: true,
+    },
+    Kept {
+        options: "engine=io_uring,queues=2",
+        on_ext4: false,
+    },
+    Kept {
+        options: "engine=io_uring,queues=2,direct",
+        on_ext4: true,
     },
     Kept {
         options: "cache=writethrough",
@@ -69,63 +81,82 @@ pub(crate) fn the_guest_has_programs_of_this_machine() {
 
 /// Blocks of all sizes at random places, read back by `fio` in the guest with their sums, and once more by the host.
 pub(crate) fn fio_finds_what_it_wrote() {
-    fio_on_all_disks("6.1");
+    fio_on_disks("6.1", KEPT, 4);
 }
 
-/// The same by a newer driver.
+/// The same by a newer driver, by which only the engines matter.
 pub(crate) fn linux_6_12_fio_finds_what_it_wrote() {
-    fio_on_all_disks("6.12");
+    fio_on_disks("6.12", &KEPT[2..4], 4);
 }
 
-fn fio_on_all_disks(version: &str) {
+/// Much more of it.
+pub(crate) fn fio_finds_all_of_much_that_it_wrote() {
+    for version in ["6.1", "6.12"] {
+        fio_on_disks(version, KEPT, 32);
+    }
+}
+
+/// Two jobs write that many MiB of each disk past the guest's cache, and half of it through it.
+fn fio_on_disks(version: &str, kept: &[Kept], mib: u64) {
     let folder = tempfile::tempdir().unwrap();
-    let lower = Loop::new(&folder.path().join("lower"), 256 * MIB);
+    let size = 4 * mib * MIB;
+    let lower = Loop::new(
+        &folder.path().join("lower"),
+        kept.len() as u64 * size + 64 * MIB,
+    );
     let ext4 = Mount::ext4(lower.path(), folder.path().join("ext4"));
     let mut command = linux(version, "vmlinux");
     command.args(["--cpus", "2"]);
     let mut images = Vec::new();
-    for (number, kept) in KEPT.iter().enumerate() {
+    for (number, kept) in kept.iter().enumerate() {
         let place = if kept.on_ext4 {
             ext4.path()
         } else {
             folder.path()
         };
         let image = place.join(format!("image{number}"));
-        sparse(&image, 32 * MIB);
+        sparse(&image, size);
         add(&mut command, &image, kept.options);
         images.push(image);
     }
     let mut vm = boot_with_tools(command);
-    let mut sums = Vec::new();
-    for letter in ('a'..).take(KEPT.len()) {
-        let disk = format!("/dev/vd{letter}");
-        fio(
-            &mut vm,
-            &disk,
-            "--direct=1 --ioengine=libaio --iodepth=16 --size=8m --offset=0",
-        );
-        fio(
-            &mut vm,
-            &disk,
-            "--direct=0 --ioengine=psync --fsync=32 --size=4m --offset=16m",
-        );
-        ask(&mut vm, "echo 3 > /proc/sys/vm/drop_caches");
-        sums.push(sha256(&mut vm, &disk));
-    }
+    let disks: Vec<String> = ('a'..)
+        .take(kept.len())
+        .map(|letter| format!("/dev/vd{letter}"))
+        .collect();
+    fio(&mut vm, &disks, mib);
+    ask(&mut vm, "echo 3 > /proc/sys/vm/drop_caches");
+    let sums: Vec<String> = disks.iter().map(|disk| sha256(&mut vm, disk)).collect();
     power_off(vm);
-    for ((image, kept), sum) in images.iter().zip(KEPT).zip(sums) {
+    for ((image, kept), sum) in images.iter().zip(kept).zip(sums) {
         assert_eq!(host_sum(image.to_str().unwrap()), sum, "{}", kept.options);
     }
 }
 
-/// Two jobs read and write at random, each its own part, in blocks from 512 bytes to 1 MiB, and compare.
-fn fio(vm: &mut Vm, disk: &str, more: &str) {
-    let line = format!(
-        "fio --name=load --filename={disk} --thread --numjobs=2 --offset_increment=8m --rw=randrw \
-         --bssplit=512/20:4k/40:20k/20:64k/10:256k/8:1m/2 --verify=crc32c --verify_fatal=1 --end_fsync=1 \
-         --group_reporting {more} | grep -e err= -e verify"
+/// On each disk at once, two jobs read and write so many MiB past the guest's cache and two half of that through it, at random, each
+/// its own part, in blocks from 512 bytes to 1 MiB, and compare.
+fn fio(vm: &mut Vm, disks: &[String], mib: u64) {
+    let (half, middle) = (mib / 2, 2 * mib);
+    // A file, for busybox's shell takes no long lines.
+    let tell = |vm: &mut Vm, lines: &str| {
+        ask(vm, &format!("printf '%s\\n' {lines} >> /load.fio"));
+    };
+    let common = format!(
+        "[global] thread numjobs=2 offset_increment={mib}m rw=randrw end_fsync=1 \
+         bssplit=512/20:4k/40:20k/20:64k/10:256k/8:1m/2 verify=crc32c verify_fatal=1"
     );
-    expect(vm, &line, "err= 0");
+    tell(vm, &common);
+    for disk in disks {
+        let past = format!("[past] direct=1 ioengine=libaio iodepth=16 size={mib}m");
+        let through = format!("[through] ioengine=psync fsync=32 size={half}m offset={middle}m");
+        tell(
+            vm,
+            &format!("{past} filename={disk} {through} filename={disk}"),
+        );
+    }
+    let said = ask(vm, "fio /load.fio | grep -e err= -e verify:");
+    let good = said.matches("): err= 0:").count();
+    assert_eq!(good, 4 * disks.len(), "{said}");
 }
 
 /// Files are made, changed, moved and removed by several processes; the file system is sound, for guest and host, and holds what
@@ -145,7 +176,7 @@ fn heavy_writing(version: &str) {
     sparse(&image, 256 * MIB);
     let mut command = linux(version, "vmlinux");
     command.args(["--cpus", "2"]);
-    add(&mut command, &image, "queues=2");
+    add(&mut command, &image, "engine=io_uring,queues=2");
     let mut vm = boot_with_tools(command);
     ask(
         &mut vm,
@@ -268,6 +299,30 @@ pub(crate) fn read_only_disks_refuse_writes() {
     }
     power_off(vm);
     assert_eq!(host_sum(image.to_str().unwrap()), before);
+}
+
+/// A disk that grows while it is in use, and is used to its new end.
+pub(crate) fn a_disk_that_grows_is_used_to_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    sparse(&image, 8 * MIB);
+    let mut command = linux("6.1", "vmlinux");
+    add(&mut command, &image, "queues=2");
+    let (mut vm, _) = boot(command);
+    ask(&mut vm, LOAD_VIRTIO);
+    expect(&mut vm, "cat /sys/block/vda/size", "16384");
+    let file = fs::File::options().write(true).open(&image).unwrap();
+    file.set_len(16 * MIB).unwrap();
+    vm.signal(libc::SIGUSR2);
+    let grown = "while [ $(cat /sys/block/vda/size) != 32768 ]; do sleep 0.1; done";
+    ask(&mut vm, grown);
+    ask(
+        &mut vm,
+        "dd if=/bin/busybox of=/dev/vda bs=64k count=16 seek=240 conv=fsync",
+    );
+    power_off(vm);
+    let content = fs::read(&image).unwrap();
+    assert!(content[15 << 20..] == fs::read("/bin/busybox").unwrap()[..1 << 20]);
 }
 
 /// One more disk.

@@ -13,49 +13,63 @@ use crate::exit::{ExitReason, GuestPanic};
 
 use super::{FailureKind, Vcpu};
 
+/// What came of entering the guest.
+pub(super) enum Turn {
+    /// The guest asked for something, which was answered.
+    Served,
+    /// It asked for nothing: something wants the vCPU's attention.
+    Interrupted,
+    /// The VM ends.
+    End(ExitReason),
+}
+
 impl Vcpu {
-    /// Enters the guest once and answers its exit. `Some` when that is the VM's end.
-    pub(super) fn run_once(&mut self) -> Option<ExitReason> {
+    /// Enters the guest once and answers its exit.
+    pub(super) fn run_once(&mut self) -> Turn {
         let shared = self.shared;
         let metrics = &self.context.metrics;
         let kind = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 metrics.port.add_owned(1);
                 write_port(&self.context.ports, port, access_size(shared), data);
-                return None;
+                return Turn::Served;
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 metrics.port.add_owned(1);
                 read_port(&self.context.ports, port, access_size(shared), data);
-                return None;
+                return Turn::Served;
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 metrics.mmio.add_owned(1);
                 self.context.mmio.read(address, data);
-                return None;
+                return Turn::Served;
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 metrics.mmio.add_owned(1);
                 self.context.mmio.write(address, data);
-                return None;
+                return Turn::Served;
             }
             // The loop asks for the reason of an interruption. EAGAIN is what a vCPU that waits for its start-up
             // interrupt (INIT, SIPI) returns when one has come.
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {
                 metrics.other.add_owned(1);
-                return None;
+                return Turn::Interrupted;
             }
             Err(err) if matches!(err.errno(), libc::EINTR | libc::EAGAIN) => {
                 metrics.other.add_owned(1);
-                return None;
+                return Turn::Interrupted;
             }
-            Ok(VcpuExit::Shutdown) => return Some(ExitReason::TripleFault { vcpu: self.index }),
+            Ok(VcpuExit::Shutdown) => {
+                return Turn::End(ExitReason::TripleFault { vcpu: self.index });
+            }
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
-                return Some(ExitReason::PowerOff);
+                return Turn::End(ExitReason::PowerOff);
             }
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(ExitReason::Reset),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
+                return Turn::End(ExitReason::Reset);
+            }
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
-                return Some(ExitReason::Panic(GuestPanic::default()));
+                return Turn::End(ExitReason::Panic(GuestPanic::default()));
             }
             Ok(VcpuExit::InternalError) => FailureKind::internal_error(shared),
             Ok(VcpuExit::FailEntry(reason, _)) => FailureKind::EntryRefused { reason },
@@ -64,7 +78,7 @@ impl Vcpu {
             },
             Err(err) => FailureKind::RunFailed { errno: err.errno() },
         };
-        Some(ExitReason::VcpuFailed(Box::new(self.failure(kind))))
+        Turn::End(ExitReason::VcpuFailed(Box::new(self.failure(kind))))
     }
 }
 

@@ -245,7 +245,7 @@ impl Vcpu {
     }
 
     /// The vCPU's registers; `None` where KVM refuses them.
-    fn registers(&self) -> Option<Registers> {
+    pub(super) fn registers(&self) -> Option<Registers> {
         let regs = self.fd.get_regs().ok()?;
         let sregs = self.fd.get_sregs().ok()?;
         Some(Registers {

@@ -4,33 +4,40 @@
 //! of a device (`exit`), and enter again, until the VM's end is written down or it is told to stop. It takes no lock of its
 //! own; devices that it calls take theirs.
 //!
-//! Another thread reaches a vCPU only through [`VcpuThread::stop`]: it raises a flag, sets `immediate_exit` in the page
-//! shared with KVM, and sends [`kick_signal`]. Whatever the vCPU is doing, one of the three ends its KVM_RUN: the signal
-//! if it is in the guest, `immediate_exit` if it is about to be, the flag if it is in a device.
+//! Another thread reaches a vCPU only by a [`Kick`], after it has raised a flag: one that stops the vCPU, or the gate's, where
+//! a paused VM's vCPUs wait (`gate`). The kick sets `immediate_exit` in the page shared with KVM, and sends [`kick_signal`].
+//! Whatever the vCPU is doing, one of the three ends its KVM_RUN: the signal if it is in the guest, `immediate_exit` if it is
+//! about to be, the flag if it is in a device.
 
 mod exit;
 mod failure;
+mod gate;
 mod setup;
 
 use std::io;
+use std::os::unix::thread::{JoinHandleExt, RawPthread};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use ampoule_devices::bus::Bus;
 
 use crate::exit::{ExitLatch, ExitReason};
+use crate::lifecycle::OwnThread;
 use crate::memory::GuestRam;
 use crate::metrics::VcpuMetrics;
 use crate::timeline::Timeline;
 
+use exit::Turn;
+
 pub use failure::{FailureKind, Registers, VcpuFailure};
+pub(crate) use gate::PauseGate;
 pub(crate) use setup::VcpuTemplate;
 
 /// Why a vCPU could not be set up.
@@ -86,6 +93,8 @@ pub(crate) struct VcpuContext {
     pub(crate) mmio: Arc<Bus>,
     /// Where it writes the VM's end down.
     pub(crate) latch: Arc<ExitLatch>,
+    /// Where it waits while the VM is paused.
+    pub(crate) gate: Arc<PauseGate>,
     /// Where the first vCPU marks its first entry.
     pub(crate) timeline: Arc<Timeline>,
     /// What its thread counts.
@@ -129,13 +138,19 @@ impl Vcpu {
                 // A vCPU thread's deepest stack is a device's register access.
                 .stack_size(256 << 10)
                 .spawn(move || {
+                    let _own = OwnThread::enter();
                     self.run_guarded(&stop);
+                    self.context.gate.leave();
                     self
                 })?
         };
+        let target = Target {
+            shared,
+            thread: thread.as_pthread_t(),
+        };
         Ok(VcpuThread {
             stop,
-            shared,
+            kick: Arc::new(Kick(Mutex::new(Some(target)))),
             thread,
         })
     }
@@ -161,46 +176,114 @@ impl Vcpu {
             if stop.load(Ordering::Acquire) || self.context.latch.is_set() {
                 return None;
             }
-            if let Some(reason) = self.run_once() {
+            let turn = if self.context.gate.is_closed() {
+                self.park()
+            } else {
+                self.run_once()
+            };
+            if let Turn::End(reason) = turn {
                 return Some(reason);
             }
         }
     }
+
+    /// Waits while the VM is paused, once the instruction is complete that the last exit was for: KVM does that when it is
+    /// entered again, and leaves the registers as they were until then.
+    fn park(&mut self) -> Turn {
+        let (gate, shared) = (self.context.gate.clone(), SharedPage(self.shared));
+        shared.immediate_exit().store(1, Ordering::Release);
+        match self.run_once() {
+            Turn::Interrupted => {}
+            turn => return turn,
+        }
+        gate.park(
+            self.index,
+            || self.registers(),
+            // A kick that comes later finds the gate closed before it, and sets this again.
+            || shared.immediate_exit().store(0, Ordering::Release),
+        );
+        // The guest's watchdogs are told that it was not running. A guest without kvmclock cannot be told, and needs not.
+        if let Err(err) = self.fd.kvmclock_ctrl() {
+            log::debug!(
+                "vCPU {} was paused without its clock's knowledge: {err}",
+                self.index
+            );
+        }
+        Turn::Served
+    }
 }
 
-/// A running vCPU, as the other threads see it.
+/// A running vCPU, as the control thread has it.
 pub(crate) struct VcpuThread {
     stop: Arc<AtomicBool>,
-    shared: SharedPage,
+    kick: Arc<Kick>,
     thread: JoinHandle<Vcpu>,
+}
+
+/// Makes a vCPU leave the guest, and look at what it is told. From any thread, at any time.
+pub(crate) struct Kick(Mutex<Option<Target>>);
+
+/// The thread that a kick is for. Gone before the thread is joined.
+struct Target {
+    shared: SharedPage,
+    thread: RawPthread,
+}
+
+impl Kick {
+    fn target(&self) -> MutexGuard<'_, Option<Target>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the vCPU leave the guest; does not wait for it.
+    pub(crate) fn kick(&self) {
+        let target = self.target();
+        let Some(Target { shared, thread }) = &*target else {
+            return;
+        };
+        shared.immediate_exit().store(1, Ordering::Release);
+        // SAFETY: the thread has not been joined, because `VcpuThread::join` takes the target away first, under the lock that
+        // is held here; so its id is valid, whether it still runs or not. The signal has a handler.
+        let error = unsafe { libc::pthread_kill(*thread, kick_signal()) };
+        if error != 0 {
+            // The thread has ended by itself.
+            log::debug!(
+                "no vCPU thread to kick: {}",
+                io::Error::from_raw_os_error(error)
+            );
+        }
+    }
 }
 
 /// The page shared with KVM, for raising `immediate_exit` from another thread.
 struct SharedPage(NonNull<kvm_run>);
 
-// SAFETY: the pointer is used only by `VcpuThread::stop`, for an atomic store to one byte, while the mapping is known to
-// live: the thread hands its `Vcpu`, which owns the mapping, back through the join handle that `VcpuThread` holds.
+impl SharedPage {
+    fn immediate_exit(&self) -> &AtomicU8 {
+        // SAFETY: whoever holds a `SharedPage` is the vCPU itself, or a `Target`, which is gone before the thread that owns the
+        // mapping is joined: the mapping lives. `immediate_exit` is a byte of it, which KVM reads at any time, so that only
+        // atomic accesses are made to it.
+        unsafe { AtomicU8::from_ptr(&raw mut (*self.0.as_ptr()).immediate_exit) }
+    }
+}
+
+// SAFETY: the pointer is used only for atomic accesses to one byte, while the mapping is known to live (see `immediate_exit`).
 unsafe impl Send for SharedPage {}
-// SAFETY: as above; the only access is an atomic store.
-unsafe impl Sync for SharedPage {}
 
 impl VcpuThread {
+    /// What makes the vCPU look at flags.
+    pub(crate) fn kick(&self) -> &Arc<Kick> {
+        &self.kick
+    }
+
     /// Makes the vCPU leave the guest and its thread end; does not wait for it.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
-        // SAFETY: the mapping lives until the thread is joined (see `SharedPage`), `immediate_exit` is a byte of it, and
-        // KVM reads that byte at any time, so that only atomic stores are made to it while the thread runs.
-        let immediate_exit =
-            unsafe { AtomicU8::from_ptr(&raw mut (*self.shared.0.as_ptr()).immediate_exit) };
-        immediate_exit.store(1, Ordering::Release);
-        if let Err(err) = self.thread.kill(kick_signal()) {
-            // The thread has ended by itself.
-            log::debug!("no vCPU thread to kick: {err}");
-        }
+        self.kick.kick();
     }
 
     /// Waits until the thread has ended. Only after [`Self::stop`], or when the VM's end is written down.
     pub(crate) fn join(self) {
+        *self.kick.target() = None;
         // The thread catches panics, so that there is no other way for it to end.
         if self.thread.join().is_err() {
             log::error!("a vCPU thread panicked outside of the guest's run loop");

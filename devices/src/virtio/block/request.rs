@@ -112,6 +112,28 @@ impl Transfer {
     }
 }
 
+impl Transfer {
+    /// Adds the memory that the data goes to or comes from.
+    pub(super) fn add_buffers(&self, chain: &Chain, buffers: &mut Vec<Buffer>) {
+        let (all, mut skip) = match self.kind {
+            TransferKind::Read => (chain.writable(), 0),
+            TransferKind::Write => (chain.readable(), HEADER_SIZE),
+            TransferKind::Flush => return,
+        };
+        let mut left = self.len;
+        for buffer in all {
+            let start = skip.min(buffer.len);
+            skip -= start;
+            let len = (buffer.len - start).min(left);
+            left -= len;
+            if len > 0 {
+                let address = GuestAddress(buffer.address.0 + u64::from(start));
+                buffers.push(Buffer { address, len });
+            }
+        }
+    }
+}
+
 /// Where a request's answer goes.
 #[derive(Debug, Clone, Copy)]
 struct Answer {
@@ -201,6 +223,21 @@ impl Disk {
             self.backend.flush()?;
         }
         Ok(())
+    }
+
+    /// Moves `len` bytes between the disk, where `first` wants them, and `buffers`, from `skip` on.
+    pub(super) fn move_data(
+        &self,
+        first: &Transfer,
+        memory: &GuestMemory,
+        buffers: &[Buffer],
+        skip: u32,
+        len: u32,
+    ) -> io::Result<()> {
+        with_slices(memory, buffers, skip, len, |data| match first.kind {
+            TransferKind::Write => self.backend.write_at(data, first.offset),
+            _ => self.backend.read_at(data, first.offset),
+        })
     }
 
     /// Whether a transfer that went well has to be followed by a flush before it is answered.

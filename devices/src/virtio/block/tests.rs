@@ -656,3 +656,49 @@ fn an_image_that_grows_is_told_of_and_one_that_shrinks_is_not_followed() {
         assert_eq!(bench.request(0, 0, false, 512), OK);
     }
 }
+
+/// The statuses of five requests for one sector each, one behind the other from sector 3 on.
+fn five_in_a_row(driver: &Driver, kind: u32, used: u16) -> [u8; 5] {
+    for slot in 0..5 {
+        lay(driver, slot, kind, 3 + u64::from(slot), 512);
+    }
+    driver.kick();
+    while driver.used_index() != used {
+        assert!(driver.host.wait(), "no answer");
+    }
+    std::array::from_fn(|slot| driver.get(STATUS + slot as u64))
+}
+
+#[test]
+fn requests_in_a_row_are_each_answered_for_themselves() {
+    for kind in Kind::ALL {
+        let (folder, disk) = TestDisk::new(*kind, false);
+        let driver = Driver::ready(block(*kind, &disk, CacheMode::Writeback), 1);
+        assert_eq!(five_in_a_row(&driver, 0, 5), [OK; 5]);
+        for slot in 0..5 {
+            let data = DATA + slot * 0x1_0000;
+            assert_eq!(driver.get::<u8>(data + 511), 3 + slot as u8);
+            assert_eq!(driver.get::<u8>(data + 512), 0);
+            driver.put(data, [0x60 + slot as u8; 32]);
+        }
+        assert_eq!(five_in_a_row(&driver, 1, 10), [OK; 5]);
+        for slot in 0..5 {
+            assert_eq!(disk.byte((3 + slot) * 512 + 7), 0x60 + slot as u8);
+        }
+        assert_eq!((disk.byte(2 * 512), disk.byte(8 * 512)), (2, 8));
+        if *kind == Kind::Sync {
+            assert_eq!(disk.writes.load(Ordering::SeqCst), 1, "one call");
+        }
+        if *kind == Kind::Qcow2 {
+            continue;
+        }
+        // The file ends in the middle of it.
+        let file = std::fs::File::options()
+            .write(true)
+            .open(folder.path().join("disk"))
+            .unwrap();
+        file.set_len(6 * 512).unwrap();
+        let statuses = five_in_a_row(&driver, 0, 15);
+        assert_eq!(statuses, [OK, OK, OK, IOERR, IOERR], "{kind:?}");
+    }
+}

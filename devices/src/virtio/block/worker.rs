@@ -4,6 +4,8 @@
 //! completion makes room. Completions come in any order; a driver that wants an order waits (5.2.6.2: a flush covers what was
 //! completed before it was made available).
 //!
+//! Without one, requests that follow one another in a queue and on the disk are served by one call.
+//!
 //! A request that the rate limit does not let go is put back, and its queue left alone until the timer expires.
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use super::request::{Disk, Step, Transfer, TransferKind};
 use crate::backend::disk::Route;
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::device::{EventSource, VirtioWorker, WorkerError};
-use crate::virtio::queue::{ActiveQueue, Chain};
+use crate::virtio::queue::{ActiveQueue, Buffer, Chain};
 
 const COMPLETIONS: u32 = 0;
 const TIMER: u32 = 1;
@@ -30,7 +32,44 @@ pub(super) struct BlockWorker {
     engine: Engine,
     limiter: Option<Arc<RateLimiter>>,
     chain: Chain,
+    batch: Batch,
     waiting: Waiting,
+}
+
+/// Requests of one queue that lie one behind the other on the disk, and are served by one call. Kept for its memory.
+#[derive(Default)]
+struct Batch {
+    requests: Vec<(u16, Transfer)>,
+    /// The memory of all of them.
+    buffers: Vec<Buffer>,
+    len: u32,
+}
+
+impl Batch {
+    /// Bytes that one call moves; what there is more is another's, so that the first are not kept waiting for the last.
+    const MAX: u32 = 512 << 10;
+
+    /// Whether the batch goes on with this.
+    fn continues(&self, transfer: &Transfer) -> bool {
+        let Some((_, first)) = self.requests.first() else {
+            return true;
+        };
+        transfer.kind == first.kind
+            && transfer.offset == first.offset + u64::from(self.len)
+            && transfer.len <= Self::MAX - self.len.min(Self::MAX)
+    }
+
+    fn add(&mut self, chain: &Chain, transfer: Transfer) {
+        self.requests.push((chain.head(), transfer));
+        self.len += transfer.len;
+        transfer.add_buffers(chain, &mut self.buffers);
+    }
+
+    fn clear(&mut self) {
+        self.requests.clear();
+        self.buffers.clear();
+        self.len = 0;
+    }
 }
 
 /// Queues that are not looked at for a while, nor asked to notify: by a bit each.
@@ -63,6 +102,7 @@ impl BlockWorker {
             engine,
             limiter,
             chain: Chain::new(),
+            batch: Batch::default(),
             waiting: Waiting::default(),
         }
     }
@@ -80,6 +120,7 @@ impl BlockWorker {
             queues: &mut self.queues,
             disk: &self.disk,
             chain: &mut self.chain,
+            batch: &mut self.batch,
             limiter: self.limiter.as_deref(),
             waiting: &mut self.waiting,
             ring: ring.as_deref_mut(),
@@ -118,6 +159,10 @@ impl VirtioWorker for BlockWorker {
         self.turn(|turn| turn.serve_after_completions())
     }
 
+    fn pause(&mut self) -> Result<(), WorkerError> {
+        self.turn(|turn| turn.drain())
+    }
+
     fn stop(mut self: Box<Self>) -> Vec<ActiveQueue> {
         let drained = self.turn(|turn| turn.drain());
         if let Err(err) = drained {
@@ -151,6 +196,7 @@ struct Turn<'a> {
     queues: &'a mut [ActiveQueue],
     disk: &'a Disk,
     chain: &'a mut Chain,
+    batch: &'a mut Batch,
     limiter: Option<&'a RateLimiter>,
     waiting: &'a mut Waiting,
     ring: Option<&'a mut Ring>,
@@ -222,6 +268,12 @@ impl Turn<'_> {
 
     /// Begins requests of a queue.
     fn take(&mut self, at: usize, budget: &mut u16) -> Result<Taken, WorkerError> {
+        let taken = self.take_some(at, budget);
+        self.carry_out(at)?;
+        taken
+    }
+
+    fn take_some(&mut self, at: usize, budget: &mut u16) -> Result<Taken, WorkerError> {
         while *budget > 0 {
             if !self.has_room() {
                 return Ok(Taken::NoRoom);
@@ -237,6 +289,13 @@ impl Turn<'_> {
             let step = self.disk.begin(self.chain, self.queues[at].memory());
             let written = match step {
                 Step::Done(written) => written,
+                Step::Transfer(transfer) if self.joins(&transfer) => {
+                    if !self.batch.continues(&transfer) {
+                        self.carry_out(at)?;
+                    }
+                    self.batch.add(self.chain, transfer);
+                    continue;
+                }
                 Step::Transfer(transfer) => match self.begin(at, transfer)? {
                     Some(written) => written,
                     None => continue,
@@ -245,6 +304,43 @@ impl Turn<'_> {
             self.queues[at].push(self.chain.head(), written)?;
         }
         Ok(Taken::Enough)
+    }
+
+    /// Whether a transfer may be one of several that are made by one call.
+    fn joins(&self, transfer: &Transfer) -> bool {
+        self.ring.is_none()
+            && transfer.kind != TransferKind::Flush
+            && !self.disk.needs_flush(transfer)
+    }
+
+    /// Makes the transfers of the batch, and gives their requests back.
+    fn carry_out(&mut self, at: usize) -> Result<(), WorkerError> {
+        let (disk, batch) = (self.disk, &mut *self.batch);
+        let Some((_, first)) = batch.requests.first() else {
+            return Ok(());
+        };
+        let mut all = Some(disk.move_data(
+            first,
+            self.queues[at].memory(),
+            &batch.buffers,
+            0,
+            batch.len,
+        ));
+        // Of several, each is told of its own error.
+        let each = batch.requests.len() > 1 && matches!(all, Some(Err(_)));
+        let mut skip = 0;
+        for (head, transfer) in &batch.requests {
+            let memory = self.queues[at].memory();
+            let result = match each {
+                true => disk.move_data(transfer, memory, &batch.buffers, skip, transfer.len),
+                false => all.take().unwrap_or(Ok(())),
+            };
+            skip += transfer.len;
+            let written = disk.end(transfer, memory, result);
+            self.queues[at].push(*head, written)?;
+        }
+        batch.clear();
+        Ok(())
     }
 
     /// Whether the rate limit lets the chain go; if not, the timer tells when to ask again.

@@ -31,6 +31,8 @@ struct Pair {
 pub(super) struct VhostWorker {
     pairs: Vec<Pair>,
     control: Option<Control>,
+    /// Those that go on when the VM does.
+    paused: Vec<Arc<VhostNet>>,
     log: Arc<Log>,
 }
 
@@ -46,6 +48,7 @@ impl VhostWorker {
         let mut started = Self {
             pairs: Vec::new(),
             control,
+            paused: Vec::new(),
             log,
         };
         for ((rx, tx), kernel) in pairs.into_iter().zip(kernels) {
@@ -131,6 +134,21 @@ impl VirtioWorker for VhostWorker {
         {
             let err = io::Error::other("the tap takes no frames, or the driver has broken a queue");
             self.log.failed("vhost-net", &err);
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), WorkerError> {
+        for pair in self.pairs.iter().filter(|pair| pair.kernel.is_running()) {
+            pair.kernel.set_running(false)?;
+            self.paused.push(pair.kernel.clone());
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), WorkerError> {
+        for kernel in self.paused.drain(..) {
+            kernel.set_running(true)?;
         }
         Ok(())
     }
