@@ -88,6 +88,14 @@ fn prepare(project: &Project, cpu: Cpu) -> Receiver<Result<PathBuf>> {
     prepared
 }
 
+/// What the integration tests are.
+struct Programs {
+    /// Their programs, by name.
+    tests: Vec<(String, PathBuf)>,
+    /// The folder of the guests that their build has made.
+    guests: Option<PathBuf>,
+}
+
 struct Suite<'a> {
     project: &'a Project,
     plan: &'a Plan,
@@ -201,7 +209,7 @@ impl<'a> Suite<'a> {
     }
 
     fn integration_tests(&mut self, packages: &Packages, prepared: Receiver<Result<PathBuf>>) {
-        let programs = match self.programs() {
+        let Programs { tests, guests } = match self.programs() {
             Ok(programs) => programs,
             Err(error) => return self.totals.fail("integration tests", &error),
         };
@@ -212,12 +220,12 @@ impl<'a> Suite<'a> {
             Ok(tools) => tools,
             Err(error) => return self.totals.fail("preparation", &error),
         };
-        for (name, program) in &programs {
+        for (name, program) in &tests {
             if name != "linux" {
                 self.tests(name, self.program(program, &tools));
             }
         }
-        let Some((_, linux)) = programs.iter().find(|(name, _)| name == "linux") else {
+        let Some((_, linux)) = tests.iter().find(|(name, _)| name == "linux") else {
             return;
         };
         let here = self.plan.cpu.is_none() && self.runs_linux();
@@ -225,7 +233,7 @@ impl<'a> Suite<'a> {
             self.tests("linux", self.program(linux, &tools));
         } else {
             let cpu = self.plan.cpu.unwrap_or_default();
-            if let Err(error) = self.in_the_lab(packages, cpu, linux, &tools) {
+            if let Err(error) = self.in_the_lab(packages, cpu, (linux, guests), &tools) {
                 self.totals.fail("linux", &error);
             }
         }
@@ -268,7 +276,7 @@ impl<'a> Suite<'a> {
         &mut self,
         packages: &Packages,
         cpu: Cpu,
-        program: &Path,
+        (program, guests): (&Path, Option<PathBuf>),
         tools: &Path,
     ) -> Result<()> {
         let start = Instant::now();
@@ -284,7 +292,10 @@ impl<'a> Suite<'a> {
                 cpus: 1,
                 memory_mib: 4096,
                 read_write: Vec::new(),
-                paths: vec![program.to_path_buf(), kernels],
+                paths: [program.to_path_buf(), kernels]
+                    .into_iter()
+                    .chain(guests)
+                    .collect(),
             },
         )?;
         let started = start.elapsed();
@@ -319,8 +330,8 @@ impl<'a> Suite<'a> {
         Ok(())
     }
 
-    /// The integration tests' programs, by name, built.
-    fn programs(&self) -> Result<Vec<(String, PathBuf)>> {
+    /// The integration tests' programs, built.
+    fn programs(&self) -> Result<Programs> {
         let log = self.logs.join("build-integration-tests.log");
         let mut command = self.project.cargo();
         command.args(["test", "--package", "ampoule-tests", "--tests", "--no-run"]);
@@ -345,7 +356,15 @@ impl<'a> Suite<'a> {
                 PathBuf::from(path),
             ))
         };
-        Ok(messages.lines().filter_map(program).collect())
+        let guests = |line: &str| {
+            let message: Value = serde_json::from_str(line).ok()?;
+            let is_ours = message["package_id"].as_str()?.contains("#ampoule-tests@");
+            Some(message["out_dir"].as_str().filter(|_| is_ours)?.into())
+        };
+        Ok(Programs {
+            tests: messages.lines().filter_map(program).collect(),
+            guests: messages.lines().find_map(guests),
+        })
     }
 
     /// Prints the names of all tests.
@@ -355,6 +374,7 @@ impl<'a> Suite<'a> {
         let mut commands = vec![units];
         commands.extend(
             self.programs()?
+                .tests
                 .into_iter()
                 .map(|(_, path)| Command::new(path)),
         );
