@@ -25,6 +25,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "iputils-ping",
     "mount",
     "passt",
+    "qemu-utils",
     "strace",
     "util-linux",
     "xfsprogs",

@@ -18,7 +18,13 @@ fn shell(version: &str) -> (Vm, String) {
     let mut vm = Vm::on_terminal(command);
     let ready = wait_ready(&mut vm);
     assert!(ready.release.starts_with(version), "{}", ready.release);
+    wait_prompt(&mut vm);
     (vm, ready.release)
+}
+
+/// What is typed before the shell has set up its terminal, it throws away.
+fn wait_prompt(vm: &mut Vm) {
+    vm.expect("/ # ");
 }
 
 pub(crate) fn linux_6_1_has_a_shell_on_it_that_knows_its_size() {
@@ -143,6 +149,7 @@ pub(crate) fn a_panic_is_seen_on_it() {
     command.args(["--console", "stdio", "--cmdline", "console=hvc0"]);
     let mut vm = Vm::on_terminal(command);
     wait_ready(&mut vm);
+    wait_prompt(&mut vm);
     vm.send("echo c > /proc/sysrq-trigger\n");
     vm.end().expect_code(134).expect_error("sysrq triggered");
 }

@@ -17,6 +17,12 @@ struct Kept {
     on_ext4: bool,
 }
 
+impl Kept {
+    fn is_qcow2(&self) -> bool {
+        self.options.contains("format=qcow2")
+    }
+}
+
 /// All of them are disks of one guest, under load together.
 const KEPT: &[Kept] = &[
     Kept {
@@ -44,16 +50,8 @@ const KEPT: &[Kept] = &[
         on_ext4: false,
     },
     Kept {
-        options: "engine=io_uring,queues=2",
+        options: "format=qcow2,queues=2",
         on_ext4: false,
-    },
-    Kept {
-        options: "direct,queues=2",
-        on_ext4: true,
-    },
-    Kept {
-        options: "direct,engine=sync",
-        on_ext4: true,
     },
 ];
 
@@ -115,8 +113,16 @@ fn fio_on_disks(version: &str, kept: &[Kept], mib: u64) {
             folder.path()
         };
         let image = place.join(format!("image{number}"));
-        sparse(&image, size);
-        add(&mut command, &image, kept.options);
+        if kept.is_qcow2() {
+            add(
+                &mut command,
+                &image,
+                &format!("{},size={size}", kept.options),
+            );
+        } else {
+            sparse(&image, size);
+            add(&mut command, &image, kept.options);
+        }
         images.push(image);
     }
     let mut vm = boot_with_tools(command);
@@ -128,9 +134,22 @@ fn fio_on_disks(version: &str, kept: &[Kept], mib: u64) {
     ask(&mut vm, "echo 3 > /proc/sys/vm/drop_caches");
     let sums: Vec<String> = disks.iter().map(|disk| sha256(&mut vm, disk)).collect();
     power_off(vm);
-    for ((image, kept), sum) in images.iter().zip(kept).zip(sums) {
-        assert_eq!(host_sum(image.to_str().unwrap()), sum, "{}", kept.options);
+    for ((image, kept), sum) in images.into_iter().zip(kept).zip(sums) {
+        let raw = match kept.is_qcow2() {
+            true => raw_of(&image),
+            false => image,
+        };
+        assert_eq!(host_sum(raw.to_str().unwrap()), sum, "{}", kept.options);
     }
+}
+
+/// What a qcow2 image holds, by a program that nobody here wrote, and which finds no fault with it.
+fn raw_of(image: &Path) -> PathBuf {
+    let raw = image.with_extension("raw");
+    host(&format!("qemu-img check -q {}", image.display()));
+    let both = format!("{} {}", image.display(), raw.display());
+    host(&format!("qemu-img convert -O raw {both}"));
+    raw
 }
 
 /// On each disk at once, two jobs read and write so many MiB past the guest's cache and two half of that through it, at random, each
