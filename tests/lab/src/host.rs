@@ -190,6 +190,14 @@ impl Host {
         }
     }
 
+    /// Ends the machine, whatever it is doing; those who wait for its commands get an error.
+    pub(crate) fn end(&self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.pid().cast_signed()) {
+            // It has ended already, or does now.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+
     /// Brings what commands wrote in read-write folders to this machine, where that does not happen by itself. Call it
     /// after a command.
     ///

@@ -4,10 +4,10 @@
 //! need Linux guests run where a KVM can run Linux: here, or in one lab host that serves them all. While the checks
 //! compile, a thread fetches what the guests need and makes the release build.
 
+mod lab;
 mod outcome;
 
 use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -17,14 +17,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::client;
-use crate::frame::Stream;
-use crate::host::{Cpu, Host, HostConfig};
+use crate::host::Cpu;
 use crate::kernels::{Kernel, Version};
 use crate::packages::Packages;
 use crate::project::Project;
-use crate::{fuzz, say, tools};
+use crate::{fuzz, tools};
 
+use lab::LinuxTests;
 use outcome::{Outcomes, Totals};
 
 /// What the test programs look for (`ampoule_tests::harness`): the binary under test, the kernels, the tools for guests, and
@@ -233,7 +232,15 @@ impl<'a> Suite<'a> {
             self.tests("linux", self.program(linux, &tools));
         } else {
             let cpu = self.plan.cpu.unwrap_or_default();
-            if let Err(error) = self.in_the_lab(packages, cpu, (linux, guests), &tools) {
+            if let Err(error) = self.in_the_lab(
+                packages,
+                cpu,
+                &LinuxTests {
+                    program: linux,
+                    guests: guests.as_deref(),
+                    tools: &tools,
+                },
+            ) {
                 self.totals.fail("linux", &error);
             }
         }
@@ -269,65 +276,6 @@ impl<'a> Suite<'a> {
             environment.push((THOROUGH, "1".into()));
         }
         environment
-    }
-
-    /// Runs a test program in a lab host.
-    fn in_the_lab(
-        &mut self,
-        packages: &Packages,
-        cpu: Cpu,
-        (program, guests): (&Path, Option<PathBuf>),
-        tools: &Path,
-    ) -> Result<()> {
-        let start = Instant::now();
-        let kernels = self.project.lab.join("kernels");
-        let host = Host::start(
-            self.project,
-            packages,
-            &HostConfig {
-                cpu,
-                kernel: Version::V6_1,
-                // With two, guests that run side by side were seen to triple-fault at random places, with one not. The
-                // cause is not known yet.
-                cpus: 1,
-                memory_mib: 4096,
-                read_write: Vec::new(),
-                paths: [program.to_path_buf(), kernels]
-                    .into_iter()
-                    .chain(guests)
-                    .collect(),
-            },
-        )?;
-        let started = start.elapsed();
-        say::say(format!(
-            "lab host ({}): up after {:.1} s",
-            cpu.name(),
-            started.as_secs_f32()
-        ));
-        let mut arguments = vec![program.as_os_str().to_owned()];
-        arguments.extend(self.plan.filter.iter().map(Into::into));
-        let mut spec = client::spec(arguments, &self.project.programs(), None)?;
-        for (name, value) in self.environment(tools) {
-            // The Intel lab host sees a selection of files, and has no room for the tools.
-            if !(cpu == Cpu::Intel && name == TOOLS) {
-                spec.environment.push((name.into(), value.into()));
-            }
-        }
-        let log = self.logs.join("linux.log");
-        let mut file = create(&log)?;
-        let exit = client::run_captured(host.broker().connect()?, &spec, &mut |stream, bytes| {
-            if stream == Stream::Output && io::IsTerminal::is_terminal(&io::stderr()) {
-                io::stderr().write_all(bytes)?;
-            }
-            file.write_all(bytes)
-        })?;
-        let mut outcomes = Outcomes::of_log(&log);
-        if exit.status() != 0 && outcomes.failed.is_empty() {
-            outcomes.count("linux", false);
-        }
-        let name = format!("linux ({} lab host)", cpu.name());
-        self.totals.step(&name, start.elapsed(), outcomes, &log);
-        Ok(())
     }
 
     /// The integration tests' programs, built.

@@ -17,6 +17,8 @@ pub(super) struct Outcomes {
     pub(super) passed: usize,
     /// By name.
     pub(super) failed: Vec<String>,
+    /// By name: those that failed, and passed when they were run again.
+    pub(super) flaky: Vec<String>,
     /// By name, with the reason.
     pub(super) skipped: Vec<(String, String)>,
 }
@@ -61,6 +63,15 @@ impl Outcomes {
                 _ => {}
             }
         }
+        // What a test prints when it fails may stand between its name and its end: the list behind all of them has its name, too.
+        let list = output
+            .rsplit_once("\nfailures:\n")
+            .map_or("", |(_, list)| list);
+        for name in list.lines().map_while(|line| line.strip_prefix("    ")) {
+            if !outcomes.failed.iter().any(|known| known == name) {
+                outcomes.failed.push(name.to_owned());
+            }
+        }
         // A unit test that finds at run time that it cannot run says so, and then returns as if it had passed.
         let skipped = |name: &&&str| !outcomes.skipped.iter().any(|(test, _)| test == **name);
         outcomes.passed = passed.iter().filter(skipped).count();
@@ -81,6 +92,7 @@ impl Outcomes {
 pub(super) struct Totals {
     passed: usize,
     failed: Vec<String>,
+    flaky: Vec<String>,
     skipped: Vec<(String, String)>,
 }
 
@@ -90,9 +102,15 @@ impl Totals {
         let Outcomes {
             passed,
             failed,
+            flaky,
             skipped,
         } = outcomes;
-        let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
+        let passed = passed + flaky.len();
+        let verdict = match (failed.is_empty(), flaky.is_empty()) {
+            (false, _) => "FAILED",
+            (true, false) => "flaky",
+            (true, true) => "ok",
+        };
         println!(
             "{name:<24} {verdict:<7} {:>7.1} s   {passed} passed, {} failed, {} skipped",
             took.as_secs_f32(),
@@ -105,6 +123,8 @@ impl Totals {
         self.passed += passed;
         self.failed
             .extend(failed.into_iter().map(|test| format!("{name}: {test}")));
+        let named = |test| format!("{name}: {test}");
+        self.flaky.extend(flaky.into_iter().map(named));
         self.skipped.extend(skipped);
     }
 
@@ -128,6 +148,9 @@ impl Totals {
         println!("\n{:.0} s in all", took.as_secs_f32());
         for (name, reason) in &self.skipped {
             println!("skipped {name}: {reason}");
+        }
+        for name in &self.flaky {
+            println!("flaky   {name}: failed, and passed in a lab host of its own");
         }
         for name in &self.failed {
             println!("failed  {name}");
@@ -167,15 +190,17 @@ mod tests {
             test a::b ... ok\n\
             test vmm/src/vm.rs - vm::VmBuilder (line 3) - compile ... ok\n\
             test c       ... FAILED\n\
+            test g       ... \nit panicked\nFAILED\n\
             test d       ... ignored\n\
             test f ... ok\n\
             skipped f: no KVM, either\n\
             test e ... ignored, a reason\n\
-            test result: FAILED. 2 passed; 1 failed; 2 ignored\n\
+            failures:\n\n---- c ----\nit panicked\n\nfailures:\n\x20   c\n\x20   g\n\n\
+            test result: FAILED. 2 passed; 2 failed; 2 ignored\n\
             skipped d: no KVM here: none\n";
         let outcomes = Outcomes::of_output(output);
         assert_eq!(outcomes.passed, 2);
-        assert_eq!(outcomes.failed, ["c"]);
+        assert_eq!(outcomes.failed, ["c", "g"]);
         let skipped = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
         assert_eq!(
             outcomes.skipped,
