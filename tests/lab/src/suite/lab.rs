@@ -1,17 +1,19 @@
-//! Linux guests in a lab host: one that serves all tests, and one more for those that failed in it.
+//! Linux guests in a lab host: one that serves all tests, and fresh ones for those that failed in it.
 //!
 //! QEMU 7.2 loses an interrupt of the emulated machine now and then (it clears the pending virtual interrupt without a lock, in its
-//! `svm_helper.c`), after which a guest waits for ever. So a few tests that fail are run once more, by themselves, in a fresh lab host; what
-//! passes then is told as flaky. Many that fail have a reason of their own, and are not.
+//! `svm_helper.c`), after which a guest, or the lab host itself, waits for ever. So a lab host in which two tests have failed is ended, and
+//! what has not passed is run in the next; what passes there after it failed is told as flaky. In the last lab host all is run to its end.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::client;
 use crate::frame::Stream;
@@ -23,8 +25,11 @@ use crate::say;
 use super::outcome::Outcomes;
 use super::{Suite, TOOLS, create};
 
-/// More failures than these are not the emulator's.
-const FLAKY_MOST: usize = 6;
+/// Lab hosts, one after the other.
+const ROUNDS: usize = 3;
+
+/// Failures that end a lab host, where there is another.
+const SICK: usize = 2;
 
 /// A lab host whose tests say nothing for so long has died. Longer than any test waits for its guest.
 const SILENCE: Duration = Duration::from_secs(900);
@@ -48,26 +53,54 @@ impl Suite<'_> {
     ) -> Result<()> {
         let start = Instant::now();
         let log = self.logs.join("linux.log");
-        let filter: Vec<&str> = self.plan.filter.iter().map(String::as_str).collect();
-        let host = self.lab_host(packages, cpu, tests)?;
-        let succeeded = self.run_in(&host, cpu, tests, &filter, &log)?;
-        drop(host);
-        let mut outcomes = Outcomes::of_log(&log);
-        if !succeeded && outcomes.failed.is_empty() {
-            outcomes.count("linux", false);
-        }
-        if (1..=FLAKY_MOST).contains(&outcomes.failed.len()) {
-            let again = self.logs.join("linux-again.log");
+        let all = names(tests.program)?;
+        let chosen = |name: &&String| {
+            let filter = self.plan.filter.as_ref();
+            filter.is_none_or(|filter| name.contains(filter.as_str()))
+        };
+        let mut left: BTreeSet<&String> = all.iter().filter(chosen).collect();
+        let mut failed_before = BTreeSet::new();
+        let mut outcomes = Outcomes::default();
+        for round in 1..=ROUNDS {
+            let others = all.iter().filter(|name| !left.contains(name));
+            let mut arguments = vec!["--exact"];
+            arguments.extend(others.flat_map(|name| ["--skip", name.as_str()]));
+            let patience = if round < ROUNDS { SICK } else { usize::MAX };
             let host = self.lab_host(packages, cpu, tests)?;
-            for test in std::mem::take(&mut outcomes.failed) {
-                say::say(format!("once more: {test}"));
-                if self.run_in(&host, cpu, tests, &["--exact", &test], &again)? {
-                    outcomes.flaky.push(test);
-                } else {
-                    outcomes.failed.push(test);
+            let log = match round {
+                1 => log.clone(),
+                _ => self.logs.join(format!("linux-again-{round}.log")),
+            };
+            let succeeded = self.run_in(&host, cpu, tests, &arguments, &log, patience)?;
+            let now = Outcomes::of_log(&log);
+            for (name, reason) in now.skipped {
+                left.retain(|it| **it != name);
+                outcomes.skipped.push((name, reason));
+            }
+            let done: Vec<&String> = match succeeded {
+                true => left.iter().copied().collect(),
+                false => left
+                    .iter()
+                    .copied()
+                    .filter(|it| now.ok.contains(*it))
+                    .collect(),
+            };
+            for name in done {
+                left.remove(name);
+                match failed_before.contains(name) {
+                    true => outcomes.flaky.push(name.clone()),
+                    false => outcomes.passed += 1,
                 }
             }
+            failed_before.extend(now.failed);
+            if left.is_empty() {
+                break;
+            }
+            if round < ROUNDS {
+                say::say(format!("{} tests go to another lab host", left.len()));
+            }
         }
+        outcomes.failed.extend(left.into_iter().cloned());
         let name = format!("linux ({} lab host)", cpu.name());
         self.totals.step(&name, start.elapsed(), outcomes, &log);
         Ok(())
@@ -99,7 +132,8 @@ impl Suite<'_> {
         Ok(host)
     }
 
-    /// Runs the test program with these arguments in a lab host; whether it succeeds. Its output goes to the log.
+    /// Runs the test program with these arguments in a lab host, which is ended when so many tests have failed; whether it succeeds. Its
+    /// output goes to the log.
     fn run_in(
         &self,
         host: &Host,
@@ -107,7 +141,9 @@ impl Suite<'_> {
         tests: &LinuxTests<'_>,
         arguments: &[&str],
         log: &Path,
+        patience: usize,
     ) -> Result<bool> {
+        let mut failures = Failures::default();
         let mut command = vec![tests.program.as_os_str().to_owned()];
         command.extend(arguments.iter().map(Into::into));
         let mut spec = client::spec(command, &self.project.programs(), None)?;
@@ -130,13 +166,61 @@ impl Suite<'_> {
                 if stream == Stream::Output && io::IsTerminal::is_terminal(&io::stderr()) {
                     io::stderr().write_all(bytes)?;
                 }
-                file.write_all(bytes)
+                file.write_all(bytes)?;
+                failures.hear(bytes);
+                if failures.count >= patience {
+                    host.end();
+                }
+                Ok(())
             });
             done.store(true, Ordering::Release);
             watch.thread().unpark();
             exit
-        })?;
-        Ok(exit.status() == 0)
+        });
+        match exit {
+            // It was ended here, or has died: the log has what there was.
+            Err(err) => {
+                say::say(format!("the lab host has ended: {err:#}"));
+                Ok(false)
+            }
+            Ok(exit) => Ok(exit.status() == 0),
+        }
+    }
+}
+
+/// The names of a test program's tests.
+fn names(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new(program)
+        .arg("--list")
+        .output()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    let listing = String::from_utf8_lossy(&output.stdout);
+    let names = listing
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// Counts failed tests in a test program's output, as it comes.
+#[derive(Default)]
+struct Failures {
+    line: Vec<u8>,
+    count: usize,
+}
+
+impl Failures {
+    fn hear(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if *byte != b'\n' {
+                self.line.push(*byte);
+                continue;
+            }
+            // Behind its name, or behind what it printed.
+            if self.line == b"FAILED" || self.line.ends_with(b" ... FAILED") {
+                self.count += 1;
+            }
+            self.line.clear();
+        }
     }
 }
 
@@ -149,5 +233,22 @@ fn watch(host: &Host, heard: &Mutex<Instant>, done: &AtomicBool) {
             return host.end();
         };
         thread::park_timeout(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_counted_however_they_come() {
+        let mut failures = Failures::default();
+        for piece in [
+            "test a ... ok\ntest b ... FA",
+            "ILED\ntest c ... \npanicked\nFAILED\ntest result: FAILED. 1\n",
+        ] {
+            failures.hear(piece.as_bytes());
+        }
+        assert_eq!(failures.count, 2);
     }
 }

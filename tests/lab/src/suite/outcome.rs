@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "the totals are the suite's output")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -15,6 +16,8 @@ const EXCERPT: usize = 60;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Outcomes {
     pub(super) passed: usize,
+    /// By name, those that passed.
+    pub(super) ok: BTreeSet<String>,
     /// By name.
     pub(super) failed: Vec<String>,
     /// By name: those that failed, and passed when they were run again.
@@ -75,6 +78,11 @@ impl Outcomes {
         // A unit test that finds at run time that it cannot run says so, and then returns as if it had passed.
         let skipped = |name: &&&str| !outcomes.skipped.iter().any(|(test, _)| test == **name);
         outcomes.passed = passed.iter().filter(skipped).count();
+        outcomes.ok = passed
+            .iter()
+            .filter(skipped)
+            .map(|name| (*name).to_owned())
+            .collect();
         // A test that its source ignores has no line of its own.
         for name in ignored {
             if !outcomes.skipped.iter().any(|(skipped, _)| *skipped == name) {
@@ -104,6 +112,7 @@ impl Totals {
             failed,
             flaky,
             skipped,
+            ok: _,
         } = outcomes;
         let passed = passed + flaky.len();
         let verdict = match (failed.is_empty(), flaky.is_empty()) {
