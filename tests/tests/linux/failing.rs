@@ -63,6 +63,11 @@ impl Guest {
         let mut end = self.vm.end().expect_code(0);
         for (name, _) in FAILING {
             for complaint in complaints {
+                // There, a write is done when it is safe, and no flush is asked for.
+                let complaint = match (*name, *complaint) {
+                    ("bad-through", "flush failed") => "write failed",
+                    _ => complaint,
+                };
                 end = end.expect_error(&format!("{name}: {complaint}"));
             }
         }

@@ -44,7 +44,20 @@ impl Outcomes {
     fn of_output(output: &str) -> Self {
         let mut outcomes = Self::default();
         let (mut passed, mut ignored) = (Vec::new(), Vec::new());
+        // The test whose result is on a line of its own, behind what it printed.
+        let mut open = None;
         for line in output.lines() {
+            match (line, open) {
+                ("ok", Some(name)) => {
+                    passed.push(name);
+                    open = None;
+                }
+                ("FAILED", Some(name)) => {
+                    outcomes.failed.push(String::from(name));
+                    open = None;
+                }
+                _ => {}
+            }
             if let Some((name, reason)) = line
                 .strip_prefix("skipped ")
                 .and_then(|rest| rest.split_once(": "))
@@ -59,11 +72,12 @@ impl Outcomes {
                 continue;
             };
             let name = name.trim();
+            open = None;
             match result.split([',', ' ']).next() {
                 Some("ok") => passed.push(name),
                 Some("FAILED") => outcomes.failed.push(name.to_owned()),
                 Some("ignored") => ignored.push(name.to_owned()),
-                _ => {}
+                _ => open = Some(name),
             }
         }
         // What a test prints when it fails may stand between its name and its end: the list behind all of them has its name, too.
@@ -200,6 +214,7 @@ mod tests {
             test vmm/src/vm.rs - vm::VmBuilder (line 3) - compile ... ok\n\
             test c       ... FAILED\n\
             test g       ... \nit panicked\nFAILED\n\
+            test h       ... it said this\nok\n\
             test d       ... ignored\n\
             test f ... ok\n\
             skipped f: no KVM, either\n\
@@ -208,7 +223,8 @@ mod tests {
             test result: FAILED. 2 passed; 2 failed; 2 ignored\n\
             skipped d: no KVM here: none\n";
         let outcomes = Outcomes::of_output(output);
-        assert_eq!(outcomes.passed, 2);
+        assert_eq!(outcomes.passed, 3);
+        assert!(outcomes.ok.contains("h"));
         assert_eq!(outcomes.failed, ["c", "g"]);
         let skipped = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
         assert_eq!(
