@@ -12,7 +12,7 @@ use crate::modules;
 
 /// `kvm-intel` is what the host is for; the disks with the file tree are ATA behind libata and the
 /// SCSI layer; the overlay makes the tree writable; `tun` is for network tests.
-const MODULES: &[&str] = &["kvm-intel", "ata_piix", "sd_mod", "overlay", "tun"];
+const MODULES: &[&str] = &["kvm-intel", "ata_piix", "sd_mod", "overlay", "tun", "loop"];
 
 /// What `kernel/module_signature.h` puts at the very end of a signed module.
 const SIGNATURE_MAGIC: &[u8] = b"~Module signature appended~\n";
