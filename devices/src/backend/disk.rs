@@ -273,6 +273,24 @@ impl DiskError {
     }
 }
 
+/// The flushes of an image. One that failed is never forgotten: the host's kernel tells of what it could not write once, and drops it.
+#[derive(Debug, Default)]
+pub(super) struct Flushes {
+    failed: AtomicBool,
+}
+
+impl Flushes {
+    /// What a flush came to, in the light of those before it.
+    pub(super) fn judge(&self, result: io::Result<()>) -> io::Result<()> {
+        if result.is_err() {
+            self.failed.store(true, Ordering::SeqCst);
+        } else if self.failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        result
+    }
+}
+
 /// A raw image.
 #[derive(Debug)]
 pub struct RawDisk {
@@ -281,7 +299,7 @@ pub struct RawDisk {
     is_device: bool,
     read_only: bool,
     direct: Option<Direct>,
-    flush_failed: AtomicBool,
+    flushes: Flushes,
 }
 
 /// An image that is open, and locked.
@@ -377,7 +395,7 @@ impl RawDisk {
             is_device,
             read_only: options.read_only,
             direct,
-            flush_failed: AtomicBool::new(false),
+            flushes: Flushes::default(),
         })
     }
 
@@ -559,12 +577,7 @@ impl BlockBackend for RawDisk {
     }
 
     fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
-        if result.is_err() {
-            self.flush_failed.store(true, Ordering::SeqCst);
-        } else if self.flush_failed.load(Ordering::SeqCst) {
-            return Err(io::Error::other("an earlier flush failed"));
-        }
-        result
+        self.flushes.judge(result)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -20,7 +20,7 @@ use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, StorageOpenOptions};
 use vm_memory::VolatileSlice;
 
-use super::disk::{BlockBackend, DiskError, OpenDisk, SECTOR, open_file};
+use super::disk::{BlockBackend, DiskError, Flushes, OpenDisk, SECTOR, open_file};
 
 /// Bytes that go through the buffer at once: a cluster of the usual size.
 const CHUNK: u64 = 64 << 10;
@@ -38,7 +38,7 @@ pub struct Qcow2Disk {
     size: u64,
     read_only: bool,
     buffer: Mutex<Vec<u8>>,
-    flush_failed: AtomicBool,
+    flushes: Flushes,
 }
 
 impl Qcow2Disk {
@@ -76,7 +76,7 @@ impl Qcow2Disk {
             size,
             read_only: options.read_only,
             buffer: Mutex::new(Vec::new()),
-            flush_failed: AtomicBool::new(false),
+            flushes: Flushes::default(),
         })
     }
 
@@ -202,12 +202,7 @@ impl BlockBackend for Qcow2Disk {
     }
 
     fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
-        if result.is_err() {
-            self.flush_failed.store(true, Ordering::SeqCst);
-        } else if self.flush_failed.load(Ordering::SeqCst) {
-            return Err(io::Error::other("an earlier flush failed"));
-        }
-        result
+        self.flushes.judge(result)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
