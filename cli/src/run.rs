@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use ampoule_vmm::config::{ConfigError, ConsoleConfig};
+use ampoule_vmm::config::{ConfigError, ConsoleConfig, VmConfig};
 use ampoule_vmm::console::{ConsoleEnds, FdSink};
 use ampoule_vmm::{ExitReason, GuestPanic, Timeline, Vm, VmBuilder};
 
@@ -30,6 +30,7 @@ pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
     };
     let print_config = args.print_config;
     args.apply(&mut config);
+    config.vm.serial = Some(serial(&config.vm));
     if print_config {
         return print(config);
     }
@@ -56,6 +57,15 @@ pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
     Ok(code)
 }
 
+/// Where the serial port leads: by default to the standard streams, unless the virtio console has them.
+fn serial(config: &VmConfig) -> ConsoleConfig {
+    match (&config.serial, &config.console) {
+        (Some(serial), _) => serial.clone(),
+        (None, Some(ConsoleConfig::Stdio)) => ConsoleConfig::Null,
+        (None, _) => ConsoleConfig::Stdio,
+    }
+}
+
 /// Prints the effective configuration. One without a kernel is a template, and as good as any.
 fn print(mut config: RunConfig) -> Result<u8, Failure> {
     match config.vm.validate() {
@@ -63,7 +73,6 @@ fn print(mut config: RunConfig) -> Result<u8, Failure> {
         Err(err) => return Err(Failure::from_error(&err, err.remedy())),
     }
     let vm = &mut config.vm;
-    vm.serial = Some(vm.effective_serial().clone());
     vm.cmdline = Some(vm.effective_cmdline().to_owned());
     report::print_stdout(&config_file::to_toml(&config)?)
         .map_err(|err| Failure::new(format!("cannot print: {}", report::io_text(&err))))?;
@@ -82,7 +91,7 @@ struct Prepared {
 
 impl Prepared {
     fn new(
-        config: ampoule_vmm::config::VmConfig,
+        config: VmConfig,
         timeline: Timeline,
         metrics: Option<Arc<MetricsSink>>,
     ) -> Result<Self, Failure> {
@@ -92,7 +101,7 @@ impl Prepared {
             }
         };
         let stdio_console = config.console == Some(ConsoleConfig::Stdio);
-        let on_stdio = stdio_console || *config.effective_serial() == ConsoleConfig::Stdio;
+        let on_stdio = stdio_console || config.serial == Some(ConsoleConfig::Stdio);
         let interactive = on_stdio && std::io::stdin().is_terminal();
         let shares_terminal =
             on_stdio && std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
@@ -281,6 +290,18 @@ mod tests {
         assert_eq!(code(ExitReason::Stopped, Some(libc::SIGINT), false), 130);
         assert_eq!(code(ExitReason::PowerOff, Some(libc::SIGTERM), false), 0);
         assert_eq!(code(ExitReason::Stopped, None, true), 0, "^A x");
+    }
+
+    #[test]
+    fn the_serial_port_has_the_standard_streams_unless_another_has_them() {
+        let mut config = VmConfig::default();
+        assert_eq!(serial(&config), ConsoleConfig::Stdio);
+        config.console = Some(ConsoleConfig::Stdio);
+        assert_eq!(serial(&config), ConsoleConfig::Null);
+        config.console = Some(ConsoleConfig::Pty);
+        assert_eq!(serial(&config), ConsoleConfig::Stdio);
+        config.serial = Some(ConsoleConfig::Pty);
+        assert_eq!(serial(&config), ConsoleConfig::Pty);
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub trait BusDevice: Send + Sync {
 
     /// Takes what the guest writes at `offset`.
     fn write(&self, offset: u64, data: &[u8]);
+
+    /// The machine is reset: back to the state at power-on. Not called while a guest runs.
+    fn reset(&self) {}
 }
 
 /// A non-empty range of addresses that does not wrap.

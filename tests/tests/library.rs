@@ -1,5 +1,9 @@
 //! The library, as a program that embeds it uses it: VMs of bare guests in this process, on this machine's own `/dev/kvm`.
 
+#[path = "library/guest.rs"]
+mod guest;
+#[path = "library/handle.rs"]
+mod handle;
 #[path = "library/lifecycle.rs"]
 mod lifecycle;
 
@@ -17,6 +21,13 @@ fn main() -> ExitCode {
             what_a_state_does_not_allow_is_an_error
             twenty_resets_in_a_row
             calls_from_several_threads_in_any_order;
+        handle:
+            events_tell_the_life_of_a_vm
+            a_panic_is_told_when_it_is_noticed
+            the_console_is_there_before_and_after_the_guest
+            every_thread_calls_its_hook_before_the_guest_runs
+            a_hook_that_fails_ends_the_vm_before_its_guest_runs
+            vms_of_one_process_do_not_notice_each_other;
     };
     harness::main([(Needs::Kvm, tests)], Path::new(""))
 }

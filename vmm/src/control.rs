@@ -19,6 +19,7 @@ use crate::console_port::{self, ConsolePort};
 use crate::exit::ExitReason;
 use crate::handle::VmHandle;
 use crate::machine::{Blueprint, Machine};
+use crate::threads::VmThread;
 
 /// Something else for the control thread to wait on: a program's signals, for instance.
 pub trait ControlSource: Send {
@@ -107,10 +108,12 @@ impl Control {
     /// Runs the VM to its end, on this thread.
     pub(crate) fn run(self, events: EventLoop) -> ExitReason {
         let shared = self.blueprint.shared.clone();
-        let reason = match self.run_loop(events.0) {
-            Ok(reason) => reason,
-            Err(message) => ExitReason::HostFailed { message },
+        let hooked = self.blueprint.hooks.run(VmThread::Control);
+        let reason = match hooked {
+            Ok(()) => self.run_loop(events.0),
+            Err(err) => Err(format!("the control thread was not set up: {err}")),
         };
+        let reason = reason.unwrap_or_else(|message| ExitReason::HostFailed { message });
         shared.finish(reason.clone());
         reason
     }

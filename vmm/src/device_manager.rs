@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use kvm_ioctls::IoEventAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use ampoule_arch::acpi::{AddressRange, DeviceInfo, DeviceKind};
@@ -24,11 +25,13 @@ use ampoule_devices::virtio::block::Resizer;
 use ampoule_devices::virtio::transport::mmio::{MmioTransport, register};
 
 use crate::error::Error;
+use crate::events::VmEvent;
 use crate::exit::ExitReason;
 use crate::handle::Shared;
 use crate::io_thread::WorkerLoop;
 use crate::kvm::VmFd;
 use crate::memory::GuestRam;
+use crate::own_devices::{Guarded, OwnBusDevice, OwnDeviceError, Placed, Placement};
 use crate::resource_allocator::ResourceAllocator;
 use crate::virtio::NamedDevice;
 
@@ -46,6 +49,8 @@ pub(crate) struct DeviceManager {
     pub(crate) metrics: Vec<Arc<DeviceMetrics>>,
     /// What changes disks' sizes.
     pub(crate) resizers: Vec<Resizer>,
+    /// What is left for others.
+    resources: ResourceAllocator,
     /// What ACPI says of the devices.
     pub(crate) descriptions: Vec<DeviceInfo>,
 }
@@ -92,6 +97,7 @@ impl DeviceManager {
             power: power.clone(),
             metrics: Vec::new(),
             resizers: Vec::new(),
+            resources: ResourceAllocator::default(),
             descriptions: Vec::new(),
         };
         let com1 = (layout::COM1_PORT, layout::COM1_LEN);
@@ -114,18 +120,25 @@ impl DeviceManager {
         &mut self,
         vm: &VmFd,
         ram: &GuestRam,
+        shared: &Arc<Shared>,
         host: &Arc<WorkerLoop>,
         devices: Vec<NamedDevice>,
     ) -> Result<(), Error> {
-        let mut resources = ResourceAllocator::default();
         for (name, device) in devices {
-            let slot = resources.slot()?;
+            let slot = self.resources.slot()?;
             let irq = Arc::new(line(vm, slot.gsi)?);
             let transport = MmioTransport::new(name, device, ram.clone(), host.clone(), irq)
                 .map_err(Error::host("virtio device"))?;
+            let (events, device) = (shared.events.clone(), transport.metrics().clone());
+            transport.on_needs_reset(Box::new(move || {
+                events.tell(VmEvent::DeviceNeedsReset {
+                    device: device.name().to_owned(),
+                });
+            }));
             self.metrics.push(transport.metrics().clone());
             for (index, queue) in (0..).zip(transport.notifications()) {
-                vm.register_ioevent(queue.event(), slot.base + register::QUEUE_NOTIFY, index)?;
+                let register = IoEventAddress::Mmio(slot.base + register::QUEUE_NOTIFY);
+                vm.register_ioevent(queue.event(), &register, Some(index))?;
             }
             let size = layout::VIRTIO_MMIO_SLOT_SIZE;
             self.mmio
@@ -141,6 +154,79 @@ impl DeviceManager {
             });
         }
         Ok(())
+    }
+
+    /// Adds the devices of the owner's to their buses.
+    pub(crate) fn add_own(
+        &mut self,
+        vm: &VmFd,
+        shared: &Shared,
+        devices: &[(String, Placement, OwnBusDevice)],
+    ) -> Result<(), Error> {
+        for (id, placement, device) in devices {
+            let failed = |source| Error::OwnDevice {
+                device: id.clone(),
+                source,
+            };
+            let placed = self.place(*placement, device).map_err(failed)?;
+            let guarded = Arc::new(Guarded::new(id, device, &shared.events));
+            let inserted = match placed.range {
+                AddressRange::Mmio { base, size } => self.mmio.insert(base, size, guarded),
+                AddressRange::Port { base, len } => {
+                    self.ports.insert(base.into(), len.into(), guarded)
+                }
+            };
+            inserted.map_err(|err| failed(err.into()))?;
+            for (line, gsi) in device.lines.iter().zip(&placed.gsis) {
+                vm.register_irqfd(line.event(), *gsi)?;
+            }
+            for event in device.events.iter() {
+                let address = match placed.range {
+                    AddressRange::Mmio { base, .. } => IoEventAddress::Mmio(base + event.offset),
+                    AddressRange::Port { base, .. } => {
+                        IoEventAddress::Pio(u64::from(base) + event.offset)
+                    }
+                };
+                vm.register_ioevent(&event.event, &address, event.value)?;
+            }
+            self.descriptions.push(DeviceInfo {
+                kind: DeviceKind::Custom(device.aml(&placed).map_err(|err| failed(err.into()))?),
+                range: placed.range,
+                gsi: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// Finds a place for a device of the owner's.
+    fn place(
+        &mut self,
+        placement: Placement,
+        device: &OwnBusDevice,
+    ) -> Result<Placed, OwnDeviceError> {
+        let nowhere = || OwnDeviceError::Placement { placement };
+        let (range, len) = match placement {
+            Placement::Mmio { base, size } => {
+                let base = self.resources.window(base, size).ok_or_else(nowhere)?;
+                (AddressRange::Mmio { base, size }, size)
+            }
+            Placement::Port { base, len } => {
+                let end = u32::from(base) + u32::from(len);
+                if len == 0 || end > 1 << 16 {
+                    return Err(nowhere());
+                }
+                (AddressRange::Port { base, len }, len.into())
+            }
+        };
+        if device.events.iter().any(|event| event.offset >= len) {
+            return Err(nowhere());
+        }
+        let lines = device.lines.iter().map(|_| self.resources.line());
+        let gsis = lines.collect::<Option<Vec<u32>>>();
+        Ok(Placed {
+            range,
+            gsis: gsis.ok_or(OwnDeviceError::NoLine)?,
+        })
     }
 
     fn add_port(

@@ -12,6 +12,7 @@ use crate::config::ConfigError;
 use crate::kernel::KernelError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
+use crate::own_devices::OwnDeviceError;
 use crate::passt::PasstError;
 use crate::vcpu::VcpuError;
 
@@ -71,6 +72,15 @@ pub enum Error {
     /// The socket device's Unix socket cannot be listened on.
     #[error("cannot set up the socket device")]
     Vsock(#[from] SocketError),
+    /// A device that its owner brings cannot be put into the VM.
+    #[error("cannot add the device \"{device}\"")]
+    OwnDevice {
+        /// Its id.
+        device: String,
+        /// Why.
+        #[source]
+        source: OwnDeviceError,
+    },
     /// There are more virtio devices than interrupt lines.
     #[error("a VM has at most {max} virtio devices")]
     TooManyDevices {
@@ -112,6 +122,7 @@ impl Error {
             Self::Vcpu(_)
             | Self::Platform { .. }
             | Self::Console { .. }
+            | Self::OwnDevice { .. }
             | Self::TooManyDevices { .. } => None,
             Self::Host { source, .. } => match source.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE) => {

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use ampoule_devices::console::ConsoleObserver;
 use ampoule_devices::console::panic_watch::{PanicEvent, PanicWatch};
 
+use crate::events::{EventBus, VmEvent};
 use crate::exit::GuestPanic;
 use crate::timeline::Timeline;
 
@@ -32,6 +33,7 @@ pub(crate) struct GuestWatch {
     timeline: Arc<Timeline>,
     /// Wakes the control thread.
     wake: EventFd,
+    events: Arc<EventBus>,
     state: Mutex<State>,
 }
 
@@ -74,10 +76,11 @@ struct Noticed {
 }
 
 impl GuestWatch {
-    pub(crate) fn new(timeline: Arc<Timeline>, wake: EventFd) -> Self {
+    pub(crate) fn new(timeline: Arc<Timeline>, wake: EventFd, events: Arc<EventBus>) -> Self {
         Self {
             timeline,
             wake,
+            events,
             state: Mutex::default(),
         }
     }
@@ -124,6 +127,8 @@ impl GuestWatch {
             None => {
                 let now = Instant::now();
                 let (settled_at, last_call) = (now + QUIET, now + LONGEST);
+                self.events
+                    .tell(VmEvent::PanicNoticed { line: line.clone() });
                 *panic = Some(Noticed {
                     line,
                     console,

@@ -4,6 +4,7 @@ use std::io;
 use std::iter;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -13,18 +14,56 @@ use ampoule_devices::legacy::power::AcpiPower;
 use ampoule_devices::virtio::block::{Resized, Resizer};
 use ampoule_devices::virtio::console::ConsoleLink;
 
+use crate::console_stream::ConsoleStream;
+use crate::events::{EventBus, Events, VmEvent};
 use crate::exit::{ExitLatch, ExitReason};
 use crate::guest_watch::GuestWatch;
-use crate::lifecycle::{Lifecycle, PausedMemory, StateError, VmState};
+use crate::lifecycle::{Lifecycle, OwnThread, PausedMemory, StateError, VmState};
 use crate::metrics::{Metrics, Registry};
 use crate::timeline::Timeline;
 use crate::vcpu::Registers;
 
 /// A VM, as its owner sees it: cheap to clone, and safe to use from any thread, before the start, during the run and after
 /// the end.
+///
+/// Clones of the handle that [`Vm::start`](crate::Vm::start) returned own the VM together: when the last of them is dropped, the
+/// VM is stopped, and the drop returns when no thread, mapping or descriptor of it is left.
 #[derive(Clone)]
 pub struct VmHandle {
     shared: Arc<Shared>,
+    /// None in handles that do not own the VM.
+    owner: Option<Arc<Owner>>,
+}
+
+/// What the owning handles of a VM have in common.
+struct Owner {
+    shared: Arc<Shared>,
+    /// The control thread, until somebody has joined it.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Owner {
+    /// Waits until the control thread is gone, which has written the VM's end down or is about to.
+    fn join(&self) {
+        let mut slot = lock(&self.thread);
+        // A VM's own thread may hold the last handle: a device, or what the control thread waits on.
+        let own = |thread: &JoinHandle<()>| thread.thread().id() == thread::current().id();
+        if OwnThread::is_current() || slot.as_ref().is_some_and(own) {
+            return;
+        }
+        if let Some(thread) = slot.take()
+            && thread.join().is_err()
+        {
+            log::error!("a control thread panicked");
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.latch.set(ExitReason::Stopped);
+        self.join();
+    }
 }
 
 /// Why a disk's size could not be looked at again.
@@ -58,8 +97,12 @@ pub(crate) struct Shared {
     pub(crate) watch: Arc<GuestWatch>,
     /// What is counted.
     pub(crate) metrics: Registry,
+    /// What is told to whoever wants to know.
+    pub(crate) events: Arc<EventBus>,
     /// The virtio console, where there is one.
     console: Option<Arc<ConsoleLink>>,
+    /// The serial port, where it leads into this program.
+    stream: Option<ConsoleStream>,
     /// Wakes the control thread, when it should look at its deadlines again.
     pub(crate) wake: EventFd,
     /// The present machine's power button; a restart brings another.
@@ -89,24 +132,29 @@ impl Shared {
         timeline: Arc<Timeline>,
         serial: Arc<ConsoleOutput>,
         console: Option<Arc<ConsoleLink>>,
+        stream: Option<ConsoleStream>,
     ) -> io::Result<Self> {
         let hvc = console
             .as_ref()
             .map(|link| ("console", link.output().clone()));
         let consoles = iter::once(("serial", serial)).chain(hvc).collect();
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        let watch = Arc::new(GuestWatch::new(timeline.clone(), wake.try_clone()?));
+        let events = Arc::<EventBus>::default();
+        let watch = GuestWatch::new(timeline.clone(), wake.try_clone()?, events.clone());
+        let watch = Arc::new(watch);
         Ok(Self {
             latch: Arc::new(ExitLatch::new()?),
             timeline,
             watch,
             metrics: Registry::new(consoles),
+            lifecycle: Lifecycle::new(events.clone()),
+            events,
             console,
+            stream,
             wake,
             power: Mutex::new(None),
             resizers: Mutex::new(Vec::new()),
             stop_at: Mutex::new(None),
-            lifecycle: Lifecycle::new(),
             reset_asked: AtomicBool::new(false),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
@@ -132,14 +180,30 @@ impl Shared {
 
     pub(crate) fn finish(&self, reason: ExitReason) {
         self.lifecycle.end();
-        *lock(&self.outcome) = Some(reason);
+        *lock(&self.outcome) = Some(reason.clone());
         self.ended.notify_all();
+        self.events.tell(VmEvent::Exited(reason));
     }
 }
 
 impl VmHandle {
+    /// A handle that does not own the VM.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self {
+            shared,
+            owner: None,
+        }
+    }
+
+    /// A handle that owns the VM, whose control thread is this one.
+    pub(crate) fn owning(shared: Arc<Shared>, thread: JoinHandle<()>) -> Self {
+        Self {
+            owner: Some(Arc::new(Owner {
+                shared: shared.clone(),
+                thread: Mutex::new(Some(thread)),
+            })),
+            shared,
+        }
     }
 
     /// Presses the guest's ACPI power button. A guest without a driver for it takes no notice.
@@ -244,22 +308,26 @@ impl VmHandle {
         self.shared.lifecycle.registers(index)
     }
 
-    /// Waits for the VM's end. Of a VM that was never started, there is none.
+    /// Waits for the VM's end. Of a VM that was never started, there is none. When an owner's handle has waited, no thread of
+    /// the VM is left.
     pub fn wait(&self) -> ExitReason {
         let mut outcome = lock(&self.shared.outcome);
-        loop {
+        let reason = loop {
             if let Some(reason) = &*outcome {
-                return reason.clone();
+                break reason.clone();
             }
             outcome = self
                 .shared
                 .ended
                 .wait(outcome)
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
+        };
+        drop(outcome);
+        self.join();
+        reason
     }
 
-    /// Waits for the VM's end, at most for `timeout`.
+    /// Waits for the VM's end as [`Self::wait`] does, at most for `timeout`.
     pub fn wait_timeout(&self, timeout: Duration) -> Option<ExitReason> {
         let outcome = lock(&self.shared.outcome);
         let (outcome, _) = self
@@ -267,12 +335,34 @@ impl VmHandle {
             .ended
             .wait_timeout_while(outcome, timeout, |outcome| outcome.is_none())
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        outcome.clone()
+        let reason = outcome.clone();
+        drop(outcome);
+        if reason.is_some() {
+            self.join();
+        }
+        reason
+    }
+
+    fn join(&self) {
+        if let Some(owner) = &self.owner {
+            owner.join();
+        }
     }
 
     /// The reason of its end, once there is one.
     pub fn exit_reason(&self) -> Option<ExitReason> {
         lock(&self.shared.outcome).clone()
+    }
+
+    /// The guest's serial port, to read and to write: from its first byte on, whether it has started yet or not. None where the
+    /// configuration's `serial`, or [`VmBuilder::serial`](crate::VmBuilder::serial), leads it elsewhere.
+    pub fn console(&self) -> Option<ConsoleStream> {
+        self.shared.stream.clone()
+    }
+
+    /// What happens to the VM from now on, and its end in any case.
+    pub fn events(&self) -> Events {
+        self.shared.events.subscribe()
     }
 
     /// The terminal of the virtio console has another size now, in columns and rows; the guest is told. Nothing happens where the

@@ -20,6 +20,7 @@ use ampoule_devices::virtio::queue::ActiveQueue;
 use ampoule_devices::virtio::{Notification, VirtioWorker, WorkerError, WorkerHost, WorkerId};
 
 use crate::lifecycle::OwnThread;
+use crate::threads::{Muster, VmThread};
 
 /// Tokens of queues have this bit; those of a worker's own events are below.
 const QUEUE: u32 = 1 << 16;
@@ -328,16 +329,19 @@ impl IoThread {
         &self.workers
     }
 
-    /// Starts the thread.
+    /// Starts the thread, which comes to `muster` first.
     ///
     /// # Errors
     /// The host refuses the thread.
-    pub(crate) fn start(&mut self) -> io::Result<()> {
+    pub(crate) fn start(&mut self, muster: Option<Arc<Muster>>) -> io::Result<()> {
         let (quit, workers) = (self.quit.clone(), self.workers.clone());
         let thread = thread::Builder::new()
             .name("io".into())
             .stack_size(256 << 10)
             .spawn(move || {
+                if let Some(muster) = muster {
+                    muster.arrive(VmThread::Io);
+                }
                 while !quit.load(Ordering::Acquire) {
                     if let Err(err) = workers.dispatch(-1) {
                         log::error!("the I/O thread cannot wait: {err}");
@@ -458,7 +462,7 @@ mod tests {
     #[test]
     fn a_worker_is_called_for_its_events_until_it_is_stopped() {
         let mut thread = IoThread::new().unwrap();
-        thread.start().unwrap();
+        thread.start(None).unwrap();
         let it = start(thread.workers(), 0);
         // Unasked, for what was there before.
         assert_eq!(it.said.recv().unwrap(), "queue 0");

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, IoEventAddress, VcpuFd};
+use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VcpuFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
@@ -241,16 +241,19 @@ impl VmFd {
             .map_err(KvmError::ioctl("create a vCPU"))
     }
 
-    /// Turns the guest's 32-bit writes of `value` at `address` into a ring of `event`, without an exit to us.
+    /// Turns the guest's 32-bit writes of `value` at `address`, or without one all its writes there, into a ring of `event`,
+    /// without an exit to us.
     pub(crate) fn register_ioevent(
         &self,
         event: &EventFd,
-        address: u64,
-        value: u32,
+        address: &IoEventAddress,
+        value: Option<u32>,
     ) -> Result<(), KvmError> {
-        self.fd
-            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
-            .map_err(KvmError::ioctl("watch a notification register"))
+        match value {
+            Some(value) => self.fd.register_ioevent(event, address, value),
+            None => self.fd.register_ioevent(event, address, NoDatamatch),
+        }
+        .map_err(KvmError::ioctl("watch a notification register"))
     }
 
     /// Lets each write to `event` raise the interrupt line `gsi` for an instant (an edge).

@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use crate::events::{EventBus, VmEvent};
 use crate::io_thread::WorkerLoop;
 use crate::memory::GuestRam;
 use crate::vcpu::{Kick, PauseGate, Registers};
@@ -106,6 +107,11 @@ impl OwnThread {
     pub(crate) fn enter() -> Self {
         Self(OWN_THREAD.replace(true))
     }
+
+    /// Whether the calling thread is at work for a VM.
+    pub(crate) fn is_current() -> bool {
+        OWN_THREAD.get()
+    }
 }
 
 impl Drop for OwnThread {
@@ -126,13 +132,16 @@ pub(crate) struct Controls {
 pub(crate) struct Lifecycle {
     state: AtomicU8,
     controls: Mutex<Option<Controls>>,
+    /// Told under the lock, so that the order is the one in which things happened.
+    events: Arc<EventBus>,
 }
 
 impl Lifecycle {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(events: Arc<EventBus>) -> Self {
         Self {
             state: AtomicU8::new(VmState::Created as u8),
             controls: Mutex::new(None),
+            events,
         }
     }
 
@@ -157,8 +166,14 @@ impl Lifecycle {
 
     /// The control thread starts a machine.
     pub(crate) fn begin(&self, controls: Controls) {
-        *self.lock() = Some(controls);
+        let mut slot = self.lock();
+        *slot = Some(controls);
+        let event = match self.state() {
+            VmState::Created => VmEvent::Started,
+            _ => VmEvent::Reset,
+        };
         self.set_state(VmState::Running);
+        self.events.tell(event);
     }
 
     /// The control thread takes the machine down; whoever waits for it does so no longer.
@@ -176,7 +191,7 @@ impl Lifecycle {
 
     /// The machine, for one of this state, whose state nobody changes meanwhile.
     fn enter(&self, wanted: VmState) -> Result<Entered<'_>, StateError> {
-        if OWN_THREAD.get() {
+        if OwnThread::is_current() {
             return Err(StateError::OwnThread);
         }
         let controls = self.lock();
@@ -215,6 +230,7 @@ impl Lifecycle {
             workers.pause();
         }
         self.set_state(VmState::Paused);
+        self.events.tell(VmEvent::Paused);
         Ok(())
     }
 
@@ -231,6 +247,7 @@ impl Lifecycle {
             workers.resume();
         }
         self.set_state(VmState::Running);
+        self.events.tell(VmEvent::Resumed);
         gate.open();
         Ok(())
     }

@@ -23,7 +23,9 @@ use crate::kvm::{Kvm, VmFd};
 use crate::lifecycle::Controls;
 use crate::memory::{self, GuestRam};
 use crate::metrics::{MachineMetrics, VcpuMetrics};
+use crate::own_devices::OwnDevices;
 use crate::passt::{HelperWatch, Passt};
+use crate::threads::{Muster, ThreadHooks};
 use crate::vcpu::{PauseGate, Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
 use crate::virtio::{self, Placement};
 
@@ -40,6 +42,10 @@ pub(crate) struct Blueprint {
     pub(crate) console: Option<Arc<ConsoleLink>>,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
+    /// What its owner brings.
+    pub(crate) own: OwnDevices,
+    /// What its threads do first.
+    pub(crate) hooks: ThreadHooks,
     /// What the control thread waits on for helper processes, in VMs that have some.
     pub(crate) helpers: Option<HelperWatch>,
 }
@@ -57,6 +63,8 @@ pub(crate) struct Machine {
     /// The loop that has their workers.
     workers: Option<Arc<WorkerLoop>>,
     gate: Arc<PauseGate>,
+    /// Where its threads meet, if they have something to do there.
+    muster: Option<Arc<Muster>>,
     shared: Arc<Shared>,
     /// The processes behind its user networks.
     pub(crate) passt: Vec<Passt>,
@@ -76,6 +84,8 @@ impl Machine {
             console,
             workers,
             helpers,
+            hooks,
+            own,
         } = blueprint;
         let timeline = &shared.timeline;
 
@@ -96,14 +106,19 @@ impl Machine {
                 .try_for_each(|helper| watch.add(helper));
             waited.map_err(Error::host("event"))?;
         }
-        let io = match virtio::placement(config) {
+        let mine = own.virtio.iter();
+        let mine = mine.map(|(id, device)| (id.clone(), Box::new(device.clone()) as _));
+        let mut all = virtio.all;
+        all.extend(mine);
+        let io = match virtio::placement(config, own) {
             Placement::IoThread => Some(IoThread::new().map_err(Error::host("I/O thread"))?),
             Placement::Nowhere | Placement::ControlThread => None,
         };
         let workers = workers.as_ref().or(io.as_ref().map(IoThread::workers));
         if let Some(host) = workers {
-            devices.add_virtio(&vm, &ram, host, virtio.all)?;
+            devices.add_virtio(&vm, &ram, shared, host, all)?;
         }
+        devices.add_own(&vm, shared, &own.bus)?;
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;
         timeline.host("devices");
 
@@ -143,6 +158,10 @@ impl Machine {
             vcpus,
             devices,
             workers: workers.cloned(),
+            muster: hooks.muster(
+                config.cpus as usize + usize::from(io.is_some()),
+                &shared.latch,
+            ),
             io,
             gate,
             shared: shared.clone(),
@@ -156,11 +175,12 @@ impl Machine {
     /// thread exists before the guest's first instruction.
     pub(crate) fn start(&mut self) -> Result<(), Error> {
         if let Some(io) = &mut self.io {
-            io.start().map_err(Error::host("I/O thread"))?;
+            io.start(self.muster.clone())
+                .map_err(Error::host("I/O thread"))?;
         }
         while let Some(vcpu) = self.vcpus.pop() {
             self.threads
-                .push(vcpu.spawn().map_err(Error::host("vCPU thread"))?);
+                .push(vcpu.spawn(self.muster.clone()).map_err(Error::host("vCPU thread"))?);
         }
         self.shared.lifecycle.begin(Controls {
             gate: self.gate.clone(),

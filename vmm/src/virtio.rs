@@ -22,6 +22,7 @@ use crate::config::{
 };
 use crate::error::Error;
 use crate::memory::GuestRam;
+use crate::own_devices::OwnDevices;
 use crate::passt::{Passt, PasstConfig};
 
 /// A device with its name in messages.
@@ -97,9 +98,10 @@ pub(crate) enum Placement {
     IoThread,
 }
 
-/// Where the work of a configuration's devices is done.
-pub(crate) fn placement(config: &VmConfig) -> Placement {
-    if !config.disk.is_empty() || !config.net.is_empty() || config.vsock.is_some() {
+/// Where the work of a configuration's devices, and of those that its owner brings, is done.
+pub(crate) fn placement(config: &VmConfig, own: &OwnDevices) -> Placement {
+    let busy = !config.disk.is_empty() || !config.net.is_empty() || config.vsock.is_some();
+    if busy || !own.virtio.is_empty() {
         Placement::IoThread
     } else if config.rng || config.console.is_some() {
         Placement::ControlThread

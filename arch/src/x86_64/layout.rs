@@ -49,6 +49,8 @@ pub const MMIO_HOLE_END: u64 = 1 << 32;
 pub const VIRTIO_MMIO_START: u64 = MMIO_HOLE_START;
 /// The distance between two virtio-mmio devices, in bytes.
 pub const VIRTIO_MMIO_SLOT_SIZE: u64 = 0x1000;
+/// Where devices go that the owner of a VM brings, up to [`IOAPIC`]; unless they have a place of their own in the hole.
+pub const OWN_MMIO_START: u64 = 0xd000_0000;
 /// The I/O APIC's registers, inside KVM.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// The local APICs' registers, inside KVM.

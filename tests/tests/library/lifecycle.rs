@@ -1,71 +1,11 @@
 //! Pause, resume, reset and stop, in every order.
 
-use std::io;
-use std::os::fd::RawFd;
-use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use ampoule_tests::guests;
-use ampoule_vmm::config::{ConsoleConfig, MemorySize, VmConfig};
-use ampoule_vmm::console::{ConsoleEnds, ConsoleSink};
 use ampoule_vmm::{ExitReason, StateError, VmBuilder, VmHandle, VmState};
 
-/// What a guest prints, to be waited for.
-#[derive(Clone, Default)]
-struct Printed(Arc<(Mutex<Vec<u8>>, Condvar)>);
-
-impl ConsoleSink for Printed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.0.lock().unwrap().extend(bytes);
-        self.0.1.notify_all();
-        Ok(bytes.len())
-    }
-
-    fn poll_fd(&self) -> Option<RawFd> {
-        None
-    }
-}
-
-impl Printed {
-    /// Waits until `text` has been printed `times` times.
-    fn wait_for(&self, text: &str, times: usize) {
-        let printed = self.0.0.lock().unwrap();
-        let count = |bytes: &[u8]| String::from_utf8_lossy(bytes).matches(text).count();
-        let done = self.0.1.wait_while(printed, |bytes| count(bytes) < times);
-        drop(done.unwrap());
-    }
-}
-
-fn config(guest: &str, cpus: u32) -> VmConfig {
-    VmConfig {
-        kernel: Some(guest.into()),
-        memory: MemorySize::mib(32),
-        cpus,
-        serial: Some(ConsoleConfig::Null),
-        ..VmConfig::default()
-    }
-}
-
-/// Starts a guest that says `ready`, and waits until it has.
-fn ready(guest: &str, cpus: u32) -> (VmHandle, Printed) {
-    let printed = Printed::default();
-    let ends = ConsoleEnds {
-        output: Box::new(printed.clone()),
-        input: None,
-    };
-    let builder = VmBuilder::new(config(guest, cpus)).serial(ends);
-    let vm = builder.build().unwrap().start().unwrap();
-    printed.wait_for("ready", 1);
-    (vm, printed)
-}
-
-/// What the counting guest has written to its memory.
-fn count(vm: &VmHandle) -> u32 {
-    let mut bytes = [0; 4];
-    let memory = vm.memory().unwrap();
-    memory.read(guests::COUNT, &mut bytes).unwrap();
-    u32::from_le_bytes(bytes)
-}
+use crate::guest::{config, count, ready};
 
 /// Lets the guest run until it has counted on from `from`.
 fn counts_on(vm: &VmHandle, from: u32) -> u32 {
@@ -137,11 +77,11 @@ pub(crate) fn sixteen_vcpus_pause_wherever_they_are() {
 }
 
 pub(crate) fn a_paused_vm_can_be_stopped_and_reset() {
-    let (vm, printed) = ready(guests::COUNTER, 2);
+    let (vm, mut console) = ready(guests::COUNTER, 2);
     vm.pause().unwrap();
     vm.pause().unwrap();
     vm.reset().unwrap();
-    printed.wait_for("ready", 2);
+    console.wait_for("ready", 2);
     assert_eq!(vm.state(), VmState::Running);
     vm.resume().unwrap();
     vm.pause().unwrap();
@@ -174,10 +114,10 @@ pub(crate) fn what_a_state_does_not_allow_is_an_error() {
 }
 
 pub(crate) fn twenty_resets_in_a_row() {
-    let (vm, printed) = ready(guests::COUNTER, 1);
+    let (vm, mut console) = ready(guests::COUNTER, 1);
     for reset in 2..22 {
         vm.reset().unwrap();
-        printed.wait_for("ready", reset);
+        console.wait_for("ready", reset);
     }
     vm.pause().unwrap();
     count(&vm);

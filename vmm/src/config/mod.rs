@@ -73,7 +73,8 @@ pub struct VmConfig {
     pub hugepages: HugePages,
     /// Whether guest RAM is private to the VMM or a file that other processes can map.
     pub memory_backing: MemoryBacking,
-    /// Where the first serial port (COM1, `ttyS0`) leads; [`VmConfig::effective_serial`] where it is not given.
+    /// Where the first serial port (COM1, `ttyS0`) leads. Where it is not given, into the program that runs the VM, by
+    /// [`VmHandle::console`](crate::VmHandle::console); `ampoule` leads it to its standard streams.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<ConsoleConfig>,
     /// Where the virtio console (`hvc0`) leads, if the guest has one.
@@ -142,21 +143,28 @@ impl VmConfig {
         }
     }
 
+    /// The ids of its virtio devices, in the order in which the guest sees them: what is written, or `disk0`, `net0` and so on.
+    pub fn device_ids(&self) -> impl Iterator<Item = String> {
+        let disks = self.disk.iter().enumerate();
+        let nets = self.net.iter().enumerate();
+        let singles = [
+            (self.console.is_some(), "console"),
+            (self.rng, "rng"),
+            (self.vsock.is_some(), "vsock"),
+        ];
+        let singles = singles.into_iter().filter(|(there, _)| *there);
+        disks
+            .map(|(index, disk)| disk.name(index))
+            .chain(nets.map(|(index, interface)| interface.name(index)))
+            .chain(singles.map(|(_, name)| name.to_owned()))
+    }
+
     /// The whole command line: that of [`Self::effective_cmdline`], then `append`.
     pub fn full_cmdline(&self) -> String {
         let cmdline = self.effective_cmdline();
         match self.append.as_deref().map(str::trim) {
             None | Some("") => cmdline.to_owned(),
             Some(append) => format!("{cmdline} {append}").trim_start().to_owned(),
-        }
-    }
-
-    /// `serial`, or where it is not given the standard streams, unless the console has them.
-    pub fn effective_serial(&self) -> &ConsoleConfig {
-        match (&self.serial, &self.console) {
-            (Some(serial), _) => serial,
-            (None, Some(ConsoleConfig::Stdio)) => &ConsoleConfig::Null,
-            (None, _) => &ConsoleConfig::Stdio,
         }
     }
 }
@@ -330,12 +338,7 @@ mod tests {
             ..VmConfig::default()
         };
         assert_eq!(config.full_cmdline(), "console=ttyS0 console=hvc0");
-        assert_eq!(config.effective_serial(), &ConsoleConfig::Null);
         config.cmdline = Some(DEFAULT_CMDLINE.into());
         assert_eq!(config.full_cmdline(), DEFAULT_CMDLINE);
-        config.console = Some(ConsoleConfig::Pty);
-        assert_eq!(config.effective_serial(), &ConsoleConfig::Stdio);
-        config.serial = Some(ConsoleConfig::Pty);
-        assert_eq!(config.effective_serial(), &ConsoleConfig::Pty);
     }
 }

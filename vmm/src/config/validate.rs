@@ -347,14 +347,7 @@ impl VmConfig {
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
-        let singles = [
-            (self.console.is_some(), "console"),
-            (self.rng, "rng"),
-            (self.vsock.is_some(), "vsock"),
-        ];
-        let singles = singles.into_iter().filter(|(there, _)| *there);
-        let single = singles.clone().count();
-        let count = self.disk.len() + self.net.len() + single;
+        let count = self.device_ids().count();
         if count > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices {
                 count,
@@ -411,9 +404,7 @@ impl VmConfig {
         self.validate_net()?;
         self.validate_consoles()?;
         // Each kind's names are different already.
-        let nets = self.net.iter().enumerate();
-        let nets = nets.map(|(index, interface)| interface.name(index));
-        for name in nets.chain(singles.map(|(_, name)| name.to_owned())) {
+        for name in self.device_ids().skip(self.disk.len()) {
             if !names.insert(name.clone()) {
                 return Err(ConfigError::DeviceName { name });
             }
@@ -422,7 +413,7 @@ impl VmConfig {
     }
 
     fn validate_consoles(&self) -> Result<(), ConfigError> {
-        let (serial, Some(console)) = (self.effective_serial(), &self.console) else {
+        let (Some(serial), Some(console)) = (&self.serial, &self.console) else {
             return Ok(());
         };
         match (serial, console) {

@@ -32,6 +32,7 @@ use crate::exit::{ExitLatch, ExitReason};
 use crate::lifecycle::OwnThread;
 use crate::memory::GuestRam;
 use crate::metrics::VcpuMetrics;
+use crate::threads::{Muster, VmThread};
 use crate::timeline::Timeline;
 
 use exit::Turn;
@@ -126,8 +127,8 @@ impl Vcpu {
         }
     }
 
-    /// Starts the thread that runs this vCPU.
-    pub(crate) fn spawn(mut self) -> io::Result<VcpuThread> {
+    /// Starts the thread that runs this vCPU, and comes to `muster` first.
+    pub(crate) fn spawn(mut self, muster: Option<Arc<Muster>>) -> io::Result<VcpuThread> {
         install_kick_handler()?;
         let stop = Arc::new(AtomicBool::new(false));
         let shared = SharedPage(self.shared);
@@ -139,6 +140,9 @@ impl Vcpu {
                 .stack_size(256 << 10)
                 .spawn(move || {
                     let _own = OwnThread::enter();
+                    if let Some(muster) = muster {
+                        muster.arrive(VmThread::Vcpu { index: self.index });
+                    }
                     self.run_guarded(&stop);
                     self.context.gate.leave();
                     self

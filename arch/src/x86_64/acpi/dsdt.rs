@@ -197,6 +197,47 @@ fn virtio_mmio(aml: &mut Vec<u8>, info: &DeviceInfo, number: usize) -> Result<()
     Ok(())
 }
 
+/// See [`super::custom_device`].
+pub(super) fn custom(
+    name: &str,
+    id: &str,
+    range: AddressRange,
+    gsis: &[u32],
+) -> Result<Vec<u8>, AcpiError> {
+    let misplaced = AcpiError::Range {
+        device: "custom",
+        range,
+    };
+    let mut resources: Vec<Box<dyn Aml>> = Vec::new();
+    match range {
+        AddressRange::Mmio { base, size } => {
+            let (Ok(base), Ok(size)) = (u32::try_from(base), u32::try_from(size)) else {
+                return Err(misplaced);
+            };
+            resources.push(Box::new(Memory32Fixed::new(true, base, size)));
+        }
+        AddressRange::Port { base, len } => {
+            let Ok(len) = u8::try_from(len) else {
+                return Err(misplaced);
+            };
+            resources.push(Box::new(io(base, len)));
+        }
+    }
+    for gsi in gsis {
+        resources.push(Box::new(edge(*gsi)));
+    }
+    let mut aml = Vec::new();
+    Device::new(
+        Path::new(name),
+        vec![
+            &hid(&id),
+            &crs(resources.iter().map(|it| &**it).collect()),
+        ],
+    )
+    .to_aml_bytes(&mut aml);
+    Ok(aml)
+}
+
 fn hid(id: &dyn Aml) -> Name {
     Name::new(Path::new("_HID"), id)
 }

@@ -22,7 +22,7 @@ const OEM_REVISION: u32 = 1;
 const ALIGNMENT: usize = 16;
 
 /// Why the tables could not be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AcpiError {
     /// The number of vCPUs is 0 or beyond what the MADT can name.
     #[error("{count} vCPUs are not between 1 and {max}", max = MAX_VCPUS)]
@@ -60,6 +60,12 @@ pub enum AcpiError {
         device: &'static str,
         /// The line as it was described.
         gsi: Option<u32>,
+    },
+    /// A device's name is not one of ACPI's.
+    #[error("\"{name}\" is not four upper-case letters, digits or underscores")]
+    Name {
+        /// The name.
+        name: String,
     },
     /// The tables do not fit into the memory reserved for them.
     #[error("the tables take {size} bytes of {max}")]
@@ -176,6 +182,30 @@ pub fn build(config: &AcpiConfig<'_>) -> Result<AcpiTables, AcpiError> {
         rsdp: layout::ACPI_RSDP,
         blobs: vec![(layout::ACPI_RSDP, space.bytes)],
     })
+}
+
+/// AML of a device for [`DeviceKind::Custom`]: `name` of four upper-case letters, digits or underscores, the first no digit
+/// (ACPI 6.5, 5.3); `id` its `_HID`, by which a driver finds it; where it is, and its interrupt lines, edge-triggered.
+///
+/// # Errors
+/// [`AcpiError::Name`]; [`AcpiError::Range`] above 4 GiB, or of more than 255 ports.
+pub fn custom_device(
+    name: &str,
+    id: &str,
+    range: AddressRange,
+    gsis: &[u32],
+) -> Result<Vec<u8>, AcpiError> {
+    let upper = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
+    let good = match name.as_bytes() {
+        [first, rest @ ..] if rest.len() == 3 => {
+            upper(*first) && rest.iter().all(|byte| upper(*byte) || byte.is_ascii_digit())
+        }
+        _ => false,
+    };
+    if !good {
+        return Err(AcpiError::Name { name: name.into() });
+    }
+    dsdt::custom(name, id, range, gsis)
 }
 
 /// The memory for tables, from [`layout::ACPI_RSDP`] on.

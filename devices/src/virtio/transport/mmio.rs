@@ -4,8 +4,9 @@
 //! by itself ([`MmioTransport::notifications`]). Interrupts are an edge of one line, with two bits that say what for.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -95,6 +96,8 @@ struct MmioState {
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
     metrics: Arc<DeviceMetrics>,
+    /// Told when the device needs a reset.
+    broken: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl MmioState {
@@ -138,6 +141,9 @@ impl VirtioInterrupt for MmioState {
 impl TransportState for MmioState {
     fn set_needs_reset(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);
+        if let Some(broken) = self.broken.get() {
+            broken();
+        }
         if let Err(err) = self.trigger(InterruptSource::Config) {
             let tally = self.metrics.host_error();
             tally.add(format_args!("cannot interrupt the guest: {err}"));
@@ -204,6 +210,7 @@ impl MmioTransport {
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU32::new(0),
             metrics: metrics.clone(),
+            broken: OnceLock::new(),
         });
         let device = StatusMachine::new(
             metrics,
@@ -228,6 +235,11 @@ impl MmioTransport {
     /// The queues' events: each stands for a write of its index to [`register::QUEUE_NOTIFY`].
     pub fn notifications(&self) -> &[Arc<Notification>] {
         &self.notifications
+    }
+
+    /// Has `hook` called, on whatever thread, each time the device needs a reset by its driver. The first hook stays.
+    pub fn on_needs_reset(&self, hook: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.state.broken.set(hook);
     }
 
     /// The device's counters.
@@ -309,8 +321,18 @@ impl MmioTransport {
     }
 }
 
-impl BusDevice for MmioTransport {
-    fn read(&self, offset: u64, data: &mut [u8]) {
+impl MmioTransport {
+    /// Lets the driver reach the device. One that panics needs a reset, like one whose data half does.
+    fn guarded(&self, access: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(access)).is_err() {
+            // The hook has printed where and why.
+            let tally = self.state.metrics.tally("panicked");
+            tally.add("stopped until its driver resets it: the device panicked");
+            self.state.set_needs_reset();
+        }
+    }
+
+    fn read_guarded(&self, offset: u64, data: &mut [u8]) {
         if offset >= register::CONFIG {
             return self
                 .lock()
@@ -326,7 +348,7 @@ impl BusDevice for MmioTransport {
         }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) {
+    fn write_guarded(&self, offset: u64, data: &[u8]) {
         if offset >= register::CONFIG {
             return self
                 .lock()
@@ -338,5 +360,15 @@ impl BusDevice for MmioTransport {
         {
             self.write_register(offset, u32::from_le_bytes(word));
         }
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.guarded(|| self.read_guarded(offset, data));
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.guarded(|| self.write_guarded(offset, data));
     }
 }

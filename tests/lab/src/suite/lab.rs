@@ -1,19 +1,20 @@
-//! Linux guests in a lab host: one that serves all tests, and fresh ones for those that failed in it.
+//! Linux guests in lab hosts: as many as this machine has processors for share the tests, and fresh ones take those that failed.
 //!
 //! QEMU 7.2 loses an interrupt of the emulated machine now and then (it clears the pending virtual interrupt without a lock, in its
 //! `svm_helper.c`), after which a guest, or the lab host itself, waits for ever. So a lab host in which two tests have failed is ended, and
-//! what has not passed is run in the next; what passes there after it failed is told as flaky. In the last lab host all is run to its end.
+//! what has not passed is run in the next; what passes there after it failed is told as flaky. In the last ones all is run to its end.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::client;
 use crate::frame::Stream;
@@ -27,6 +28,9 @@ use super::{Suite, TOOLS, create};
 
 /// Lab hosts, one after the other.
 const ROUNDS: usize = 3;
+
+/// The most lab hosts at a time. An emulated machine is one thread's work, but for its devices.
+const AT_ONCE: usize = 4;
 
 /// Failures that end a lab host, where there is another.
 const SICK: usize = 2;
@@ -56,7 +60,7 @@ impl Suite<'_> {
         tests: &LinuxTests<'_>,
     ) -> Result<()> {
         let start = Instant::now();
-        let log = self.logs.join("linux.log");
+        let mut last = Vec::new();
         let all = names(tests.program)?;
         let chosen = |name: &&String| {
             let filter = self.plan.filter.as_ref();
@@ -74,49 +78,77 @@ impl Suite<'_> {
             let skipped = |name: &String| (name.clone(), TOO_SLOW.to_owned());
             outcomes.skipped.extend(slow.into_iter().map(skipped));
         }
+        let at_once = thread::available_parallelism().map_or(1, |count| count.get().min(AT_ONCE));
         for round in 1..=ROUNDS {
-            let others = all.iter().filter(|name| !left.contains(name));
-            let mut arguments = vec!["--exact"];
-            arguments.extend(others.flat_map(|name| ["--skip", name.as_str()]));
-            let patience = if round < ROUNDS { SICK } else { usize::MAX };
-            let host = self.lab_host(packages, cpu, tests)?;
-            let log = match round {
-                1 => log.clone(),
-                _ => self.logs.join(format!("linux-again-{round}.log")),
-            };
-            let succeeded = self.run_in(&host, cpu, tests, &arguments, &log, patience)?;
-            let now = Outcomes::of_log(&log);
-            for (name, reason) in now.skipped {
-                left.retain(|it| **it != name);
-                outcomes.skipped.push((name, reason));
-            }
-            let done: Vec<&String> = match succeeded {
-                true => left.iter().copied().collect(),
-                false => left
-                    .iter()
-                    .copied()
-                    .filter(|it| now.ok.contains(*it))
-                    .collect(),
-            };
-            for name in done {
-                left.remove(name);
-                match failed_before.contains(name) {
-                    true => outcomes.flaky.push(name.clone()),
-                    false => outcomes.passed += 1,
+            let shares: Vec<Share<'_>> = shares(&left, at_once)
+                .enumerate()
+                .map(|(number, tests)| Share {
+                    others: all.iter().filter(|name| !tests.contains(name)).collect(),
+                    tests,
+                    log: self.share_log(round, number),
+                    patience: if round < ROUNDS { SICK } else { usize::MAX },
+                })
+                .collect();
+            let ran: Vec<Result<bool>> = thread::scope(|scope| {
+                let suite = &*self;
+                let running = shares.iter().map(|share| {
+                    scope.spawn(move || {
+                        let host = suite.lab_host(packages, cpu, tests)?;
+                        suite.run_in(&host, cpu, tests, share)
+                    })
+                });
+                let running: Vec<_> = running.collect();
+                let ended = running.into_iter().map(|it| {
+                    it.join()
+                        .unwrap_or_else(|_| Err(anyhow!("a lab host's thread panicked")))
+                });
+                ended.collect()
+            });
+            for (share, succeeded) in shares.iter().zip(ran) {
+                let succeeded = succeeded?;
+                let now = Outcomes::of_log(&share.log);
+                let passed = |name: &str| succeeded || now.ok.contains(name);
+                for name in share.tests.iter().filter(|name| passed(name)) {
+                    left.remove(name);
+                    if now.skipped.iter().any(|(skipped, _)| skipped == *name) {
+                        continue;
+                    }
+                    match failed_before.contains(*name) {
+                        true => outcomes.flaky.push((*name).clone()),
+                        false => outcomes.passed += 1,
+                    }
                 }
+                for (name, _) in &now.skipped {
+                    left.retain(|it| *it != name);
+                }
+                outcomes.skipped.extend(now.skipped);
+                failed_before.extend(now.failed);
             }
-            failed_before.extend(now.failed);
+            last = shares.iter().map(|share| share.log.clone()).collect();
             if left.is_empty() {
                 break;
             }
             if round < ROUNDS {
-                say::say(format!("{} tests go to another lab host", left.len()));
+                say::say(format!("{} tests go to fresh lab hosts", left.len()));
             }
         }
         outcomes.failed.extend(left.into_iter().cloned());
+        let log = self.logs.join("linux.log");
+        let mut joined = create(&log)?;
+        for part in last {
+            io::copy(&mut File::open(part)?, &mut joined)?;
+        }
         let name = format!("linux ({} lab host)", cpu.name());
         self.totals.step(&name, start.elapsed(), outcomes, &log);
         Ok(())
+    }
+
+    fn share_log(&self, round: usize, number: usize) -> PathBuf {
+        let again = match round {
+            1 => String::new(),
+            _ => format!("-again-{round}"),
+        };
+        self.logs.join(format!("linux-{number}{again}.log"))
     }
 
     fn lab_host(&self, packages: &Packages, cpu: Cpu, tests: &LinuxTests<'_>) -> Result<Host> {
@@ -145,20 +177,22 @@ impl Suite<'_> {
         Ok(host)
     }
 
-    /// Runs the test program with these arguments in a lab host, which is ended when so many tests have failed; whether it succeeds. Its
-    /// output goes to the log.
+    /// Runs a share of the tests in a lab host, which is ended when too many have failed; whether the program succeeds.
     fn run_in(
         &self,
         host: &Host,
         cpu: Cpu,
         tests: &LinuxTests<'_>,
-        arguments: &[&str],
-        log: &Path,
-        patience: usize,
+        share: &Share<'_>,
     ) -> Result<bool> {
-        let mut failures = Failures::default();
-        let mut command = vec![tests.program.as_os_str().to_owned()];
-        command.extend(arguments.iter().map(Into::into));
+        let mut lines = Lines::default();
+        let mut command = vec![tests.program.as_os_str().to_owned(), "--exact".into()];
+        command.extend(
+            share
+                .others
+                .iter()
+                .flat_map(|name| ["--skip".into(), name.into()]),
+        );
         let mut spec = client::spec(command, &self.project.programs(), None)?;
         for (name, value) in self.environment(tests.tools) {
             // The Intel lab host sees a selection of files, and has no room for the tools.
@@ -166,7 +200,7 @@ impl Suite<'_> {
                 spec.environment.push((name.into(), value.into()));
             }
         }
-        let mut file = create(log)?;
+        let mut file = create(&share.log)?;
         let heard = Mutex::new(Instant::now());
         let done = AtomicBool::new(false);
         let broker = host.broker().connect()?;
@@ -176,12 +210,11 @@ impl Suite<'_> {
                 if let Ok(mut heard) = heard.lock() {
                     *heard = Instant::now();
                 }
-                if stream == Stream::Output && io::IsTerminal::is_terminal(&io::stderr()) {
-                    io::stderr().write_all(bytes)?;
-                }
                 file.write_all(bytes)?;
-                failures.hear(bytes);
-                if failures.count >= patience {
+                if stream == Stream::Output {
+                    lines.hear(bytes);
+                }
+                if lines.failures >= share.patience {
                     host.end();
                 }
                 Ok(())
@@ -201,6 +234,26 @@ impl Suite<'_> {
     }
 }
 
+/// A part of the tests, in a lab host of its own.
+struct Share<'a> {
+    tests: BTreeSet<&'a String>,
+    /// All other tests of the program.
+    others: Vec<&'a String>,
+    /// Where its output goes.
+    log: PathBuf,
+    /// Failures that end the lab host.
+    patience: usize,
+}
+
+/// Parts of these tests, at most so many and none empty: neighbours, which are about as long as each other, go to different parts.
+fn shares<'a>(
+    tests: &BTreeSet<&'a String>,
+    most: usize,
+) -> impl Iterator<Item = BTreeSet<&'a String>> {
+    let count = most.min(tests.len());
+    (0..count).map(move |first| tests.iter().copied().skip(first).step_by(count).collect())
+}
+
 /// The names of a test program's tests.
 fn names(program: &Path) -> Result<Vec<String>> {
     let output = Command::new(program)
@@ -214,26 +267,34 @@ fn names(program: &Path) -> Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// Counts failed tests in a test program's output, as it comes.
+/// A test program's output as it comes: shown line by line, where somebody looks, and its failed tests counted.
 #[derive(Default)]
-struct Failures {
+struct Lines {
     line: Vec<u8>,
-    count: usize,
+    failures: usize,
 }
 
-impl Failures {
+impl Lines {
     fn hear(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            if *byte != b'\n' {
-                self.line.push(*byte);
-                continue;
+            self.line.push(*byte);
+            if *byte == b'\n' {
+                self.end_line();
             }
-            // Behind its name, or behind what it printed.
-            if self.line == b"FAILED" || self.line.ends_with(b" ... FAILED") {
-                self.count += 1;
-            }
-            self.line.clear();
         }
+    }
+
+    fn end_line(&mut self) {
+        let line = self.line.trim_ascii_end();
+        // Behind its name, or behind what it printed.
+        if line == b"FAILED" || line.ends_with(b" ... FAILED") {
+            self.failures += 1;
+        }
+        if io::IsTerminal::is_terminal(&io::stderr()) {
+            // Nobody looks any more: the log has it all the same.
+            let _ = io::stderr().write_all(&self.line);
+        }
+        self.line.clear();
     }
 }
 
@@ -255,13 +316,24 @@ mod tests {
 
     #[test]
     fn failures_are_counted_however_they_come() {
-        let mut failures = Failures::default();
+        let mut lines = Lines::default();
         for piece in [
             "test a ... ok\ntest b ... FA",
             "ILED\ntest c ... \npanicked\nFAILED\ntest result: FAILED. 1\n",
         ] {
-            failures.hear(piece.as_bytes());
+            lines.hear(piece.as_bytes());
         }
-        assert_eq!(failures.count, 2);
+        assert_eq!(lines.failures, 2);
+    }
+
+    #[test]
+    fn shares_are_about_equal_and_have_all() {
+        let names: Vec<String> = ["a", "b", "c", "d", "e"].map(String::from).into();
+        let all: BTreeSet<&String> = names.iter().collect();
+        let two: Vec<_> = shares(&all, 2).collect();
+        assert_eq!(two.iter().map(BTreeSet::len).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(two.into_iter().flatten().collect::<BTreeSet<_>>(), all);
+        assert_eq!(shares(&all, 9).count(), 5);
+        assert_eq!(shares(&BTreeSet::new(), 2).count(), 0);
     }
 }
