@@ -1,6 +1,7 @@
 //! What VMs leave behind in the process that ran them: nothing. A program of its own, because it looks at all of the process.
 
 #[path = "library/guest.rs"]
+#[allow(dead_code, reason = "some of it is for others")]
 mod guest;
 
 use std::collections::BTreeSet;
@@ -47,14 +48,16 @@ impl Process {
         let descriptors = list("/proc/self/fd").filter_map(|entry| {
             // That of the listing itself is gone.
             let target = fs::read_link(entry.path()).ok()?;
-            Some(format!("{}: {}", entry.file_name().display(), target.display()))
+            Some(format!(
+                "{}: {}",
+                entry.file_name().display(),
+                target.display()
+            ))
         });
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         Self {
             threads: list("/proc/self/task").count(),
-            descriptors: descriptors
-                .filter(|it| !it.contains("/proc/"))
-                .collect(),
+            descriptors: descriptors.filter(|it| !it.contains("/proc/")).collect(),
             mappings: maps.lines().map(str::to_owned).collect(),
         }
     }

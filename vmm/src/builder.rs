@@ -211,4 +211,3 @@ fn link(host: &ConsoleHost) -> io::Result<Arc<ConsoleLink>> {
     let output = Arc::new(ConsoleOutput::for_offers()?);
     Ok(Arc::new(ConsoleLink::new(output, host.size())?))
 }
-

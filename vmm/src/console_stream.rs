@@ -282,7 +282,7 @@ mod tests {
         let error = input.read(&mut buffer).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         let sent: Vec<u8> = (0..INPUT_CAPACITY + 5000).map(|at| at as u8).collect();
-        let mut got = Vec::new();
+        let mut got: Vec<u8> = Vec::new();
         std::thread::scope(|scope| {
             scope.spawn(|| stream.write_all(&sent).unwrap());
             while got.len() < sent.len() {

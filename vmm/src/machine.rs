@@ -179,8 +179,10 @@ impl Machine {
                 .map_err(Error::host("I/O thread"))?;
         }
         while let Some(vcpu) = self.vcpus.pop() {
-            self.threads
-                .push(vcpu.spawn(self.muster.clone()).map_err(Error::host("vCPU thread"))?);
+            self.threads.push(
+                vcpu.spawn(self.muster.clone())
+                    .map_err(Error::host("vCPU thread"))?,
+            );
         }
         self.shared.lifecycle.begin(Controls {
             gate: self.gate.clone(),

@@ -138,7 +138,9 @@ impl OwnBusDevice {
 
     /// Its AML; empty where it has none.
     pub(crate) fn aml(&self, placed: &Placed) -> Result<Vec<u8>, AcpiError> {
-        self.entry.as_ref().map_or(Ok(Vec::new()), |entry| entry(placed))
+        self.entry
+            .as_ref()
+            .map_or(Ok(Vec::new()), |entry| entry(placed))
     }
 }
 

@@ -65,7 +65,7 @@ impl ResourceAllocator {
         let base = wanted.unwrap_or(self.window);
         let end = base.checked_add(size)?;
         let in_the_hole = base >= layout::MMIO_HOLE_START && end <= layout::IOAPIC;
-        if size == 0 || base % ALIGNMENT != 0 || !in_the_hole {
+        if size == 0 || !base.is_multiple_of(ALIGNMENT) || !in_the_hole {
             return None;
         }
         if wanted.is_none() {
@@ -90,11 +90,15 @@ mod tests {
             (Some(0xbfff_f000), 0x1000),
             (Some(0xfebf_f000), 0x1001),
             (Some(0xd100_0001), 8),
-            (Some(u64::MAX & !0xfff), 0x1000),
+            (Some(!0xfff), 0x1000),
             (None, 0),
             (None, 1 << 31),
         ] {
-            assert_eq!(resources.window(wanted, size), None, "{wanted:x?} {size:#x}");
+            assert_eq!(
+                resources.window(wanted, size),
+                None,
+                "{wanted:x?} {size:#x}"
+            );
         }
     }
 

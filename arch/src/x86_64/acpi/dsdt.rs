@@ -230,7 +230,7 @@ pub(super) fn custom(
     Device::new(
         Path::new(name),
         vec![
-            &hid(&id),
+            &hid(&id.to_owned()),
             &crs(resources.iter().map(|it| &**it).collect()),
         ],
     )

@@ -198,7 +198,10 @@ pub fn custom_device(
     let upper = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
     let good = match name.as_bytes() {
         [first, rest @ ..] if rest.len() == 3 => {
-            upper(*first) && rest.iter().all(|byte| upper(*byte) || byte.is_ascii_digit())
+            upper(*first)
+                && rest
+                    .iter()
+                    .all(|byte| upper(*byte) || byte.is_ascii_digit())
         }
         _ => false,
     };
