@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use ampoule_vmm::config::{
     ConsoleConfig, DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, NetConfig,
-    OnReboot, Span, VmConfig, VsockConfig,
+    OnReboot, Span, VmConfig, VmLimits, VsockConfig,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::Error as ValueError;
 
-use crate::{disk_arg, net_arg, vsock_arg};
+use crate::{disk_arg, limits_arg, net_arg, vsock_arg};
 
 const GUEST: &str = "Guest";
 const MACHINE: &str = "Machine";
@@ -193,6 +193,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "WHERE", help_heading = CONSOLE, value_parser = ValueParser::new(ConsoleConfig::from_str))]
     console: Option<ConsoleConfig>,
 
+    /// What the guest can make this host spend, as KEY=VALUE,…
+    ///
+    /// Keys: memory=SIZE, for what programs of the host have yet to read of the guest's sockets [64M]; console-buffer=SIZE, kept of
+    /// each console for a slow reader [1M]; console-file=SIZE, the most in a console's file [1G]; log=SIZE, log lines about
+    /// what its devices meet [1M]; requests=N, under way at once for each disk with io_uring [128].
+    #[arg(long, value_name = "KEY=VALUE,…", help_heading = LIFE, value_parser = limits_arg::parse)]
+    limits: Option<VmLimits>,
     /// What follows when the guest resets itself [default: exit]
     #[arg(long, value_name = "WHAT", help_heading = LIFE, value_parser = on_reboot_parser())]
     on_reboot: Option<OnReboot>,
@@ -284,6 +291,7 @@ impl RunArgs {
         set(&mut vm.grace, self.grace);
         vm.timeout = self.timeout.or(vm.timeout.take());
         set(&mut vm.rng, self.rng);
+        set(&mut vm.limits, self.limits);
         vm.vsock = self.vsock.or(vm.vsock.take());
         if !self.disk.is_empty() {
             vm.disk = self.disk;
@@ -402,7 +410,7 @@ mod tests {
         let args = "--kernel k --initrd i --cmdline c --append a --entry pvh --cpus 3 --memory 2G --hugepages 2M \
                     --memory-backing shared --serial file:log --console pty --on-reboot restart --grace 1500ms --timeout 2m \
                     --timeline t.json --metrics m.json --log-file l --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly --net tap=t --net fd=3 \
-                    --vsock cid=7,socket=v.sock";
+                    --vsock cid=7,socket=v.sock --limits log=2M,requests=8";
         let args: Vec<_> = args.split_whitespace().collect();
         let expected = RunConfig {
             vm: VmConfig {
@@ -433,6 +441,11 @@ mod tests {
                     cid: 7,
                     socket: "v.sock".into(),
                 }),
+                limits: VmLimits {
+                    log: MemorySize::mib(2),
+                    requests: 8,
+                    ..VmLimits::default()
+                },
             },
             timeline: Some("t.json".into()),
             metrics: Some("m.json".into()),

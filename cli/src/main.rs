@@ -14,6 +14,7 @@ mod entry;
 mod footprint;
 mod key_list;
 mod limits;
+mod limits_arg;
 mod logger;
 mod metrics;
 mod net_arg;

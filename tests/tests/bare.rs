@@ -62,6 +62,7 @@ fn main() -> ExitCode {
             missing_standard_streams_hold_nobody_up
             a_full_disk_holds_nobody_up
             output_goes_to_a_file
+            a_file_takes_no_more_than_its_limit
             output_goes_nowhere
             a_socket_serves_one_client_after_the_other
             a_file_in_the_place_of_the_socket_is_kept

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use ampoule_devices::console::ConsoleOutput;
+use ampoule_devices::console::{ConsoleOutput, STALL_LIMIT};
+use ampoule_devices::metrics::LogBudget;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::config::VmConfig;
 use crate::console::{ConsoleEnds, ConsoleHost, Consoles};
-use crate::console_stream::{ConsoleStream, DEFAULT_CONSOLE_BYTES};
+use crate::console_stream::ConsoleStream;
 use crate::control::{ControlSource, EventLoop};
 use crate::error::Error;
 use crate::guest_watch::Watched;
@@ -143,13 +144,18 @@ impl VmBuilder {
         let timeline = Arc::new(self.timeline.unwrap_or_default());
         let kvm = Kvm::open()?;
         timeline.host("kvm-open");
-        let output = Arc::new(ConsoleOutput::new().map_err(Error::host("console"))?);
+        let limits = &self.config.limits;
+        let file_limit = limits.console_file.as_bytes();
+        let buffer = limits.console_buffer.as_bytes();
+        let buffer = usize::try_from(buffer).unwrap_or(usize::MAX);
+        let output = ConsoleOutput::with_limits(buffer, STALL_LIMIT);
+        let output = Arc::new(output.map_err(Error::host("console"))?);
         let mut stream = None;
         let serial = match (self.serial, &self.config.serial) {
             (Some(ends), _) => ConsoleHost::fixed(ends, None),
-            (None, Some(config)) => ConsoleHost::open(config, "serial port")?,
+            (None, Some(config)) => ConsoleHost::open(config, "serial port", file_limit)?,
             (None, None) => {
-                let made = ConsoleStream::new(DEFAULT_CONSOLE_BYTES);
+                let made = ConsoleStream::new(buffer);
                 let (mine, ends) = made.map_err(Error::host("console"))?;
                 stream = Some(mine);
                 ConsoleHost::fixed(ends, None)
@@ -158,10 +164,11 @@ impl VmBuilder {
         let console = match (&self.config.console, self.console) {
             (None, _) => None,
             (Some(_), Some((ends, size))) => Some(ConsoleHost::fixed(ends, size)),
-            (Some(config), None) => Some(ConsoleHost::open(config, "console")?),
+            (Some(config), None) => Some(ConsoleHost::open(config, "console", file_limit)?),
         };
-        let link = console.as_ref().map(link).transpose();
+        let link = console.as_ref().map(|host| link(host, buffer)).transpose();
         let link = link.map_err(Error::host("console"))?;
+        let log = Arc::new(LogBudget::new(limits.log.as_bytes()));
         let shared = Shared::new(timeline, output.clone(), link.clone(), stream);
         let shared = Arc::new(shared.map_err(Error::host("event"))?);
         output.set_observer(shared.watch.observer(Watched::Serial));
@@ -181,6 +188,7 @@ impl VmBuilder {
             false => None,
         };
         let blueprint = Blueprint {
+            log,
             hooks: self.hooks,
             own: self.own,
             helpers,
@@ -207,7 +215,7 @@ impl VmBuilder {
 }
 
 /// What joins a virtio console's host end with the device.
-fn link(host: &ConsoleHost) -> io::Result<Arc<ConsoleLink>> {
-    let output = Arc::new(ConsoleOutput::for_offers()?);
+fn link(host: &ConsoleHost, buffer: usize) -> io::Result<Arc<ConsoleLink>> {
+    let output = Arc::new(ConsoleOutput::for_offers(buffer)?);
     Ok(Arc::new(ConsoleLink::new(output, host.size())?))
 }

@@ -99,8 +99,12 @@ impl ConsoleHost {
         }
     }
 
-    /// Opens what `config` says; `console` is the name in messages of what it is for.
-    pub(crate) fn open(config: &ConsoleConfig, console: &'static str) -> Result<Self, Error> {
+    /// Opens what `config` says; `console` is the name in messages of what it is for. A file takes `file_limit` bytes.
+    pub(crate) fn open(
+        config: &ConsoleConfig,
+        console: &'static str,
+        file_limit: u64,
+    ) -> Result<Self, Error> {
         let failed = |what, path: &Path, source| Error::Console {
             console,
             what,
@@ -124,7 +128,7 @@ impl ConsoleHost {
                 let sink = FdSink::new(file.into()).map_err(Error::host("console"))?;
                 let sink = LimitedSink {
                     sink,
-                    left: FILE_LIMIT,
+                    left: file_limit,
                 };
                 let ends = ConsoleEnds {
                     output: Box::new(sink),
@@ -248,10 +252,7 @@ fn stdio() -> io::Result<ConsoleEnds> {
     })
 }
 
-/// The most that a guest may put into a file: it must not be the reason that a disk is full.
-const FILE_LIMIT: u64 = 1 << 30;
-
-/// A sink that is full one day.
+/// A sink that is full one day: a guest must not be the reason that a disk is.
 struct LimitedSink {
     sink: FdSink,
     left: u64,
@@ -433,7 +434,7 @@ mod tests {
 
     #[test]
     fn a_pty_is_read_and_written_whoever_comes_and_goes() {
-        let mut host = ConsoleHost::open(&ConsoleConfig::Pty, "console").unwrap();
+        let mut host = ConsoleHost::open(&ConsoleConfig::Pty, "console", 0).unwrap();
         let path = host.pty().unwrap().to_path_buf();
         assert_eq!(host.size(), Some((0, 0)));
         let mut buffer = [0; 8];

@@ -18,9 +18,6 @@ use ampoule_devices::console::ConsoleSink;
 
 use crate::console::{ConsoleEnds, ConsoleInput};
 
-/// How much a stream keeps that nobody has read, unless told otherwise.
-pub const DEFAULT_CONSOLE_BYTES: usize = 1 << 20;
-
 /// Memory that a queue keeps when it is empty.
 const KEPT_CAPACITY: usize = 4096;
 

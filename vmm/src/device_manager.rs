@@ -19,6 +19,7 @@ use ampoule_devices::legacy::power::{AcpiPower, PowerEvent};
 use ampoule_devices::legacy::pvpanic::{PvPanic, PvPanicEvent};
 use ampoule_devices::legacy::rtc::Rtc;
 use ampoule_devices::legacy::serial::Serial;
+use ampoule_devices::metrics::LogBudget;
 
 use ampoule_devices::virtio::DeviceMetrics;
 use ampoule_devices::virtio::block::Resizer;
@@ -53,6 +54,15 @@ pub(crate) struct DeviceManager {
     resources: ResourceAllocator,
     /// What ACPI says of the devices.
     pub(crate) descriptions: Vec<DeviceInfo>,
+}
+
+/// What the virtio devices of a machine work with.
+pub(crate) struct VirtioHost<'a> {
+    pub(crate) ram: &'a GuestRam,
+    /// Where their data halves run.
+    pub(crate) workers: &'a Arc<WorkerLoop>,
+    pub(crate) shared: &'a Shared,
+    pub(crate) log: &'a Arc<LogBudget>,
 }
 
 impl DeviceManager {
@@ -119,17 +129,16 @@ impl DeviceManager {
     pub(crate) fn add_virtio(
         &mut self,
         vm: &VmFd,
-        ram: &GuestRam,
-        shared: &Arc<Shared>,
-        host: &Arc<WorkerLoop>,
+        to: &VirtioHost<'_>,
         devices: Vec<NamedDevice>,
     ) -> Result<(), Error> {
         for (name, device) in devices {
             let slot = self.resources.slot()?;
             let irq = Arc::new(line(vm, slot.gsi)?);
-            let transport = MmioTransport::new(name, device, ram.clone(), host.clone(), irq)
+            let (ram, workers, log) = (to.ram.clone(), to.workers.clone(), to.log.clone());
+            let transport = MmioTransport::new(name, device, ram, workers, irq, log)
                 .map_err(Error::host("virtio device"))?;
-            let (events, device) = (shared.events.clone(), transport.metrics().clone());
+            let (events, device) = (to.shared.events.clone(), transport.metrics().clone());
             transport.on_needs_reset(Box::new(move || {
                 events.tell(VmEvent::DeviceNeedsReset {
                     device: device.name().to_owned(),

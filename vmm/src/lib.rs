@@ -44,7 +44,7 @@ mod vm;
 
 pub use ampoule_devices::virtio::block::Resized;
 pub use builder::VmBuilder;
-pub use console_stream::{ConsoleStream, DEFAULT_CONSOLE_BYTES};
+pub use console_stream::ConsoleStream;
 pub use control::ControlSource;
 pub use error::Error;
 pub use events::{Events, MAX_PENDING_EVENTS, VmEvent};

@@ -11,10 +11,11 @@ use ampoule_arch::boot::{linux, pvh, reset};
 use ampoule_arch::layout;
 use ampoule_arch::regs::{self, EntryPoint};
 use ampoule_devices::console::ConsoleOutput;
+use ampoule_devices::metrics::LogBudget;
 use ampoule_devices::virtio::console::ConsoleLink;
 
 use crate::config::VmConfig;
-use crate::device_manager::DeviceManager;
+use crate::device_manager::{DeviceManager, VirtioHost};
 use crate::error::Error;
 use crate::handle::Shared;
 use crate::io_thread::{IoThread, WorkerLoop};
@@ -42,6 +43,8 @@ pub(crate) struct Blueprint {
     pub(crate) console: Option<Arc<ConsoleLink>>,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
+    /// What may be logged of its devices.
+    pub(crate) log: Arc<LogBudget>,
     /// What its owner brings.
     pub(crate) own: OwnDevices,
     /// What its threads do first.
@@ -86,6 +89,7 @@ impl Machine {
             helpers,
             hooks,
             own,
+            log,
         } = blueprint;
         let timeline = &shared.timeline;
 
@@ -116,7 +120,13 @@ impl Machine {
         };
         let workers = workers.as_ref().or(io.as_ref().map(IoThread::workers));
         if let Some(host) = workers {
-            devices.add_virtio(&vm, &ram, shared, host, all)?;
+            let to = VirtioHost {
+                ram: &ram,
+                workers: host,
+                shared,
+                log,
+            };
+            devices.add_virtio(&vm, &to, all)?;
         }
         devices.add_own(&vm, shared, &own.bus)?;
         let entry = write_boot_data(config, &ram, &kernel, &devices)?;

@@ -52,7 +52,7 @@ pub(crate) fn devices(
     let (mut resizers, mut helpers) = (Vec::new(), Vec::new());
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
-        let disk = open_disk(disk, name.clone())?;
+        let disk = open_disk(disk, name.clone(), config.limits.requests)?;
         resizers.push(disk.resizer());
         devices.push((name, Box::new(disk)));
     }
@@ -110,7 +110,7 @@ pub(crate) fn placement(config: &VmConfig, own: &OwnDevices) -> Placement {
     }
 }
 
-fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
+fn open_disk(disk: &DiskConfig, name: String, requests: u16) -> Result<Block, Error> {
     let options = OpenDisk {
         path: &disk.path,
         read_only: disk.readonly,
@@ -142,7 +142,7 @@ fn open_disk(disk: &DiskConfig, name: String) -> Result<Block, Error> {
         limiter,
         poll: disk.poll.as_duration(),
     };
-    let engine = engine(disk, &*image)?;
+    let engine = engine(disk, &*image, requests)?;
     Ok(Block::new(config, image, engine))
 }
 
@@ -164,17 +164,20 @@ fn open_qcow2(options: &OpenDisk<'_>, _: bool) -> Result<Arc<dyn BlockBackend>, 
 
 /// The engine that was asked for, or the one that measures best (docs/performance.md): what the host's page cache answers is there
 /// before a ring could be asked for it; what it does not answer can be under way many at once.
-fn engine(disk: &DiskConfig, image: &dyn BlockBackend) -> Result<Engine, DiskError> {
+fn engine(disk: &DiskConfig, image: &dyn BlockBackend, requests: u16) -> Result<Engine, DiskError> {
     match disk.engine {
-        Some(DiskEngine::IoUring) => Engine::io_uring(image).map_err(|source| DiskError::Ring {
-            path: disk.path.clone(),
-            source,
-        }),
-        None if disk.direct && disk.format == DiskFormat::Raw => Ok(Engine::io_uring(image)
-            .unwrap_or_else(|err| {
+        Some(DiskEngine::IoUring) => {
+            Engine::io_uring(image, requests).map_err(|source| DiskError::Ring {
+                path: disk.path.clone(),
+                source,
+            })
+        }
+        None if disk.direct && disk.format == DiskFormat::Raw => {
+            Ok(Engine::io_uring(image, requests).unwrap_or_else(|err| {
                 log::info!("{}: no io_uring: {err}", disk.path.display());
                 Engine::sync()
-            })),
+            }))
+        }
         None | Some(DiskEngine::Sync) => Ok(Engine::sync()),
     }
 }

@@ -137,14 +137,14 @@ impl ConsoleOutput {
         })
     }
 
-    /// A console like that of [`Self::new`], whose output may be offered.
+    /// A console that keeps at most `capacity` bytes, and whose output may be offered.
     ///
     /// # Errors
     /// As for [`Self::new`].
-    pub fn for_offers() -> io::Result<Self> {
+    pub fn for_offers(capacity: usize) -> io::Result<Self> {
         Ok(Self {
             room_event: Some(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?),
-            ..Self::new()?
+            ..Self::with_limits(capacity, STALL_LIMIT)?
         })
     }
 

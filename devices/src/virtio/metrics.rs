@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::device::VirtioDeviceType;
 use super::queue::QueueError;
-use crate::metrics::{Counter, Tally};
+use crate::metrics::{Counter, LogBudget, Tally};
 
 /// The counters of a queue.
 #[derive(Debug, Default)]
@@ -64,6 +64,7 @@ pub struct DeviceMetrics {
     /// How often the driver reset the device.
     pub resets: Counter,
     host_errors: Arc<Counter>,
+    log: Arc<LogBudget>,
     /// Counters that not every device has; looked up when a worker is made, not when it works.
     named: Mutex<Vec<(Kind, &'static str, Arc<Counter>)>>,
 }
@@ -85,8 +86,15 @@ impl DeviceMetrics {
             config_interrupts: Counter::new(),
             resets: Counter::new(),
             host_errors: Arc::default(),
+            log: Arc::default(),
             named: Mutex::default(),
         }
+    }
+
+    /// Has what is logged of the device taken from `budget`.
+    pub fn with_log(mut self, budget: Arc<LogBudget>) -> Self {
+        self.log = budget;
+        self
     }
 
     /// The device's name in messages.
@@ -98,17 +106,21 @@ impl DeviceMetrics {
     /// counted already. The same counter for the same kind.
     pub fn guest_fault(&self, kind: &'static str) -> Tally {
         let counter = self.find(Kind::GuestFault, kind);
-        Tally::new(&self.name, Level::Warn, counter)
+        self.new_tally(Level::Warn, counter)
     }
 
     /// Counts and logs the host's errors.
     pub fn host_error(&self) -> Tally {
-        Tally::new(&self.name, Level::Error, self.host_errors.clone())
+        self.new_tally(Level::Error, self.host_errors.clone())
     }
 
     /// Counts, and logs at a limited rate, something that deserves a warning and is not the guest's mistake alone.
     pub fn tally(&self, name: &'static str) -> Tally {
-        Tally::new(&self.name, Level::Warn, self.event(name))
+        self.new_tally(Level::Warn, self.event(name))
+    }
+
+    fn new_tally(&self, level: Level, counter: Arc<Counter>) -> Tally {
+        Tally::new(&self.name, level, counter, self.log.clone())
     }
 
     /// Counts something that only devices like this one have. The same counter for the same name.

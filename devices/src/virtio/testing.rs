@@ -258,6 +258,7 @@ impl Driver {
             memory.clone(),
             host.clone(),
             line.clone(),
+            Arc::default(),
         )
         .unwrap();
         Self {

@@ -65,7 +65,7 @@ fn block_by_io_uring() -> Block {
         lock: false,
     });
     let disk = Arc::new(disk.expect("no disk"));
-    let engine = Engine::io_uring(&*disk).unwrap_or_else(|_| Engine::sync());
+    let engine = Engine::io_uring(&*disk, 128).unwrap_or_else(|_| Engine::sync());
     let config = BlockConfig {
         name: "disk".into(),
         serial: "serial".into(),

@@ -162,6 +162,17 @@ pub(crate) fn output_goes_to_a_file() {
     );
 }
 
+/// The guest goes on, and what is beyond the limit is gone.
+pub(crate) fn a_file_takes_no_more_than_its_limit() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("console.log");
+    let mut command = flood(4096);
+    command.arg("--serial").arg(argument("file:", &log));
+    command.args(["--limits", "console-file=20K"]);
+    finish(command).expect_code(0);
+    assert_same(&fs::read(log).unwrap(), &flooded(4096)[..20 << 10]);
+}
+
 pub(crate) fn output_goes_nowhere() {
     let mut command = run_guest(guests::SERIAL_HELLO);
     command.args(["--serial", "null"]);

@@ -5,6 +5,7 @@
 
 mod disk;
 mod forward;
+mod limits;
 mod net;
 mod rate;
 mod units;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::kernel::KernelEntry;
 pub use disk::{BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat};
 pub use forward::{Forward, ForwardError, Protocol};
+pub use limits::VmLimits;
 pub use net::{MacAddress, MacError, NetConfig};
 pub use units::{MemorySize, Span, UnitError};
 pub use validate::ConfigError;
@@ -98,6 +100,13 @@ pub struct VmConfig {
     /// The socket device, if the guest has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+    /// What a guest can make its host spend.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub limits: VmLimits,
+}
+
+fn is_usual(limits: &VmLimits) -> bool {
+    *limits == VmLimits::default()
 }
 
 fn one() -> u16 {
@@ -129,6 +138,7 @@ impl Default for VmConfig {
             disk: Vec::new(),
             net: Vec::new(),
             vsock: None,
+            limits: VmLimits::default(),
         }
     }
 }

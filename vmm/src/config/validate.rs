@@ -92,6 +92,24 @@ pub enum ConfigError {
         /// What was asked for.
         size: MemorySize,
     },
+    /// A disk's requests under way out of range.
+    #[error("a disk has a power of two of requests under way, {max} at most, not {requests}")]
+    Requests {
+        /// What was asked for.
+        requests: u16,
+        /// The most.
+        max: u16,
+    },
+    /// A console that would keep too little or too much.
+    #[error("a console keeps {min} to {max} of output, not {buffer}")]
+    ConsoleBuffer {
+        /// What was asked for.
+        buffer: MemorySize,
+        /// The least.
+        min: MemorySize,
+        /// The most.
+        max: MemorySize,
+    },
     /// Two disks with one name.
     #[error("there are two disks named {name}")]
     DiskName {
@@ -304,7 +322,9 @@ impl ConfigError {
             Self::VsockPath => Some("name one: --vsock cid=3,socket=PATH".into()),
             Self::RateZero { key, .. } => Some(format!("without {key}, there is no limit")),
             Self::BurstAlone { key, .. } => Some(format!("give {key}, the rate in a second, too")),
-            Self::NetTapTwice { .. }
+            Self::Requests { .. }
+            | Self::ConsoleBuffer { .. }
+            | Self::NetTapTwice { .. }
             | Self::NetForwardTwice { .. }
             | Self::NetUserMtu { .. }
             | Self::NetMtu { .. }
@@ -403,6 +423,7 @@ impl VmConfig {
         }
         self.validate_net()?;
         self.validate_consoles()?;
+        self.validate_limits()?;
         // Each kind's names are different already.
         for name in self.device_ids().skip(self.disk.len()) {
             if !names.insert(name.clone()) {

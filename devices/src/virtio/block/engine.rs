@@ -7,9 +7,6 @@ use super::request::Transfer;
 use crate::backend::disk::BlockBackend;
 use crate::backend::uring::DiskRing;
 
-/// Requests that a ring has at once; what more there is stays in the queues.
-const DEPTH: u16 = 128;
-
 /// What moves a disk's data.
 #[derive(Clone)]
 pub struct Engine {
@@ -25,17 +22,13 @@ impl Engine {
         Self { ring: None }
     }
 
-    /// An io_uring on the file of `backend`.
+    /// An io_uring on the file of `backend`, with at most `depth` requests at once, a power of two; what more there is stays in
+    /// the queues.
     ///
     /// # Errors
     /// The host's: it has no io_uring, or does not let us have it. `Unsupported` where this build is without it, or the disk
     /// is no plain file.
-    pub fn io_uring(backend: &dyn BlockBackend) -> io::Result<Self> {
-        Self::with_depth(backend, DEPTH)
-    }
-
-    /// The same, with a number of requests at once: a power of two.
-    pub(super) fn with_depth(backend: &dyn BlockBackend, depth: u16) -> io::Result<Self> {
+    pub fn io_uring(backend: &dyn BlockBackend, depth: u16) -> io::Result<Self> {
         let file = backend.file().ok_or(io::ErrorKind::Unsupported)?;
         let ring = DiskRing::new(file, depth)?;
         Ok(Self {

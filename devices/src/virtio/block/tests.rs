@@ -192,7 +192,7 @@ impl Kind {
     fn engine(self, disk: &dyn BlockBackend) -> Engine {
         match self {
             Self::Sync | Self::SyncInBlocks | Self::Qcow2 => Engine::sync(),
-            Self::Ring | Self::RingInBlocks => Engine::io_uring(disk).unwrap(),
+            Self::Ring | Self::RingInBlocks => Engine::io_uring(disk, 128).unwrap(),
         }
     }
 }

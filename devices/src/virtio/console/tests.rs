@@ -47,7 +47,7 @@ struct Guest {
 
 impl Guest {
     fn new(size: Option<(u16, u16)>) -> Self {
-        let output = Arc::new(ConsoleOutput::for_offers().unwrap());
+        let output = Arc::new(ConsoleOutput::for_offers(DEFAULT_CAPACITY).unwrap());
         let link = Arc::new(ConsoleLink::new(output, size).unwrap());
         let driver = Driver::new(Console::new(link.clone()));
         let reader = Reader {

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 use crate::interrupt::InterruptLine;
+use crate::metrics::LogBudget;
 use crate::virtio::device::{
     GuestMemory, InterruptSource, VirtioDevice, VirtioInterrupt, WorkerHost,
 };
@@ -181,7 +182,8 @@ struct Registers {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers. `name` is for messages, `line` its interrupt; its worker will run on `host`.
+    /// Puts `device` behind registers. `name` is for messages, which are taken from `log`; `line` its interrupt; its worker will run
+    /// on `host`.
     ///
     /// # Errors
     /// The host has no events left.
@@ -191,6 +193,7 @@ impl MmioTransport {
         memory: GuestMemory,
         host: Arc<dyn WorkerHost>,
         line: Arc<dyn InterruptLine>,
+        log: Arc<LogBudget>,
     ) -> io::Result<Self> {
         let notifications = device
             .queue_max_sizes()
@@ -198,11 +201,12 @@ impl MmioTransport {
             .map(|_| Notification::new().map(Arc::new))
             .collect::<io::Result<Vec<_>>>()?;
         let queues = notifications.iter();
-        let metrics = Arc::new(DeviceMetrics::new(
+        let metrics = DeviceMetrics::new(
             name,
             device.device_type(),
             queues.map(|queue| queue.metrics().clone()).collect(),
-        ));
+        );
+        let metrics = Arc::new(metrics.with_log(log));
         let state = Arc::new(MmioState {
             line,
             interrupt_status: AtomicU32::new(0),

@@ -29,7 +29,7 @@ impl Odd {
             limiter: None,
             poll: Duration::ZERO,
         };
-        let engine = Engine::with_depth(&**self, depth).unwrap();
+        let engine = Engine::io_uring(&**self, depth).unwrap();
         Driver::ready(Block::new(config, self.clone(), engine), 1)
     }
 }
@@ -95,7 +95,7 @@ fn more_requests_than_the_ring_takes_are_all_served_and_interrupt_once_a_batch()
             limiter: None,
             poll: Duration::ZERO,
         };
-        let engine = Engine::with_depth(&*disk, depth).unwrap();
+        let engine = Engine::io_uring(&*disk, depth).unwrap();
         let driver = Driver::ready(Block::new(config, disk, engine), 1);
         let mut used = 0_u16;
         for round in 0..50 {
