@@ -26,6 +26,8 @@ guests! {
     ENTRY_STATE = "entry_state";
     /// Sleeps with interrupts off, for ever.
     HLT_FOREVER = "hlt_forever";
+    /// Says `ready` and sleeps with interrupts off, for ever.
+    IDLE = "idle";
     /// Executes `int3`: an internal error on a KVM in software, a triple fault on another.
     INTERNAL_ERROR = "internal_error";
     /// Says `ready` and does what single characters tell it to: `p`ower off, `r`eset, `k` i8042 reset, `t`riple fault,

@@ -67,7 +67,8 @@ impl Process {
         let is_ram = |line: &str| {
             let (start, end) = line.split_once(' ')?.0.split_once('-')?;
             let at = |text| u64::from_str_radix(text, 16).ok();
-            Some(at(end)? - at(start)? >= MEMORY_MIB << 20 && line.contains(" rw"))
+            // The first 2 MiB are a mapping of their own, because they are in small pages.
+            Some(at(end)? - at(start)? >= (MEMORY_MIB - 2) << 20 && line.contains(" rw"))
         };
         let mappings = self.mappings.iter();
         mappings
