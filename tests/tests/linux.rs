@@ -11,6 +11,8 @@ mod console;
 mod driver;
 #[path = "linux/durable.rs"]
 mod durable;
+#[path = "linux/embedded.rs"]
+mod embedded;
 #[path = "linux/ends.rs"]
 mod ends;
 #[path = "linux/failing.rs"]
@@ -64,6 +66,8 @@ fn main() -> ExitCode {
             linux_6_12_moves_megabytes_both_ways
             a_client_that_goes_leaves_the_guest_running
             a_panic_is_seen_on_it;
+        embedded:
+            twenty_resets_in_a_row;
         ends:
             a_shell_is_typed_to_and_powers_off
             a_reboot_ends_the_run
@@ -109,6 +113,9 @@ fn main() -> ExitCode {
             a_full_tmpfs_gives_io_errors
             a_full_ext4_gives_io_errors
             an_image_cut_short_gives_io_errors;
+        embedded:
+            fio_goes_on_after_a_pause
+            iperf_goes_on_after_a_pause;
         durable:
             a_killed_vmm_loses_nothing_that_was_flushed
             a_power_cut_loses_nothing_that_was_flushed;

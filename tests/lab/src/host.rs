@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -105,7 +106,10 @@ impl Host {
     ) -> Result<Self> {
         packages.ensure(&config.cpu.packages())?;
         let kernel = Kernel::get(project, packages, config.kernel)?;
-        let name = format!("{}-{}", config.cpu.name(), std::process::id());
+        // A process may have several.
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{}-{number}", config.cpu.name(), std::process::id());
         let run_dir = project.lab.join("run").join(name);
         Self::start_in(project, &kernel, config, &run_dir)
             .with_context(|| format!("the lab host did not come up; {}", logs(&run_dir)))

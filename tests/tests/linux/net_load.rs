@@ -17,10 +17,10 @@ use crate::net::{host, open_tap};
 use crate::virtio::{ask, expect};
 
 /// An `iperf3` server on the host; it ends when this is dropped.
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Server {
-    fn start(address: &str, port: u16) -> Self {
+    pub(crate) fn start(address: &str, port: u16) -> Self {
         let mut child = Command::new("iperf3")
             .args(["-s", "--forceflush", "-B", address, "-p", &port.to_string()])
             .stdout(Stdio::piped())
