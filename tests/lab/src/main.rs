@@ -2,6 +2,7 @@
 //! lab host, an emulated machine with a `/dev/kvm` that can run Linux, for machines that have none.
 
 mod agent;
+mod api;
 mod bench;
 mod bochs;
 mod broker;
@@ -115,6 +116,14 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Compare the libraries' public API with what is committed in */public-api.txt
+    ///
+    /// Prints what differs, a line an item; the exit status is 1 then.
+    Api {
+        /// Commit to the API as it is now: write the files
+        #[arg(long)]
+        bless: bool,
+    },
     /// Measure a Linux guest under Ampoule beside the same one under QEMU's microvm: disk and network
     ///
     /// In turns, where a KVM can run Linux guests: here, or in the lab host. Ends with a table of medians and ratios.
@@ -220,6 +229,7 @@ fn run(command: Command) -> Result<i32> {
             };
             Ok(i32::from(!suite::run(&project, &plan)?))
         }
+        Command::Api { bless } => Ok(i32::from(!api::check(&project, bless)?)),
         Command::Bench { host, arguments } => {
             bench::bench(&project, &packages, &host.config()?, arguments)
         }

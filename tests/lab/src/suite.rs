@@ -17,6 +17,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::api::{self, Verdict};
 use crate::host::Cpu;
 use crate::kernels::{Kernel, Version};
 use crate::packages::Packages;
@@ -140,6 +141,7 @@ impl<'a> Suite<'a> {
         for (name, command) in checks {
             self.check(name, command);
         }
+        self.public_api();
         // The fuzz targets are a workspace that nothing else builds.
         self.check("fuzz targets", fuzz::check(self.project));
         // The advisories' database is not part of any package registry: `cargo deny check` by hand reads it, too.
@@ -163,6 +165,25 @@ impl<'a> Suite<'a> {
                 "cargo-deny is not installed: cargo install cargo-deny",
             ),
         }
+    }
+
+    /// What the libraries promise is what is committed.
+    fn public_api(&mut self) {
+        let name = "public api";
+        let start = Instant::now();
+        let log = self.logs.join("public-api.log");
+        let report = match api::compare(self.project) {
+            Ok(Verdict::Same) => None,
+            Ok(Verdict::Different(report)) => Some(report),
+            Ok(Verdict::Unreadable(reason)) => return self.totals.skip(name, &reason),
+            Err(error) => return self.totals.fail(name, &error),
+        };
+        let mut outcomes = Outcomes::default();
+        outcomes.count(name, report.is_none());
+        if let Err(error) = fs::write(&log, report.unwrap_or_default()) {
+            return self.totals.fail(name, &error.into());
+        }
+        self.totals.step(name, start.elapsed(), outcomes, &log);
     }
 
     fn check(&mut self, name: &str, mut command: Command) {
