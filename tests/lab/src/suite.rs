@@ -133,9 +133,23 @@ impl<'a> Suite<'a> {
             "-D",
             "warnings",
         ];
+        let featureless = [
+            "clippy",
+            "--quiet",
+            "--package",
+            "ampoule",
+            "--package",
+            "ampoule-vmm",
+            "--no-default-features",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ];
         let checks = [
             ("fmt", cargo(&["fmt", "--all", "--check"])),
             ("clippy", cargo(&clippy)),
+            ("no features", cargo(&featureless)),
             ("doc", doc),
         ];
         for (name, command) in checks {
