@@ -59,3 +59,8 @@ pub use threads::VmThread;
 pub use timeline::Timeline;
 pub use vcpu::{FailureKind, Registers, VcpuError, VcpuFailure, kick_signal};
 pub use vm::Vm;
+
+/// The README's example, as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

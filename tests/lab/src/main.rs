@@ -19,6 +19,7 @@ mod modules;
 mod packages;
 mod project;
 mod qemu;
+mod registry;
 mod say;
 mod shared;
 mod suite;

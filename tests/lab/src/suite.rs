@@ -22,7 +22,7 @@ use crate::host::Cpu;
 use crate::kernels::{Kernel, Version};
 use crate::packages::Packages;
 use crate::project::Project;
-use crate::{fuzz, tools};
+use crate::{fuzz, registry, tools};
 
 use lab::LinuxTests;
 use outcome::{Outcomes, Totals};
@@ -156,6 +156,7 @@ impl<'a> Suite<'a> {
             self.check(name, command);
         }
         self.public_api();
+        self.packages();
         // The fuzz targets are a workspace that nothing else builds.
         self.check("fuzz targets", fuzz::check(self.project));
         // The advisories' database is not part of any package registry: `cargo deny check` by hand reads it, too.
@@ -183,21 +184,38 @@ impl<'a> Suite<'a> {
 
     /// What the libraries promise is what is committed.
     fn public_api(&mut self) {
-        let name = "public api";
         let start = Instant::now();
-        let log = self.logs.join("public-api.log");
         let report = match api::compare(self.project) {
-            Ok(Verdict::Same) => None,
-            Ok(Verdict::Different(report)) => Some(report),
-            Ok(Verdict::Unreadable(reason)) => return self.totals.skip(name, &reason),
-            Err(error) => return self.totals.fail(name, &error),
+            Ok(Verdict::Same) => Ok(String::new()),
+            Ok(Verdict::Different(report)) => Ok(report),
+            Ok(Verdict::Unreadable(reason)) => return self.totals.skip("public api", &reason),
+            Err(error) => Err(error),
         };
-        let mut outcomes = Outcomes::default();
-        outcomes.count(name, report.is_none());
-        if let Err(error) = fs::write(&log, report.unwrap_or_default()) {
-            return self.totals.fail(name, &error.into());
+        self.judge("public api", start, report);
+    }
+
+    /// What would go to the registry is complete.
+    fn packages(&mut self) {
+        let start = Instant::now();
+        let faults = registry::faults(self.project);
+        self.judge("package", start, faults.map(|faults| faults.join("\n")));
+    }
+
+    /// A check of the lab's own: it has failed where there is something to report.
+    fn judge(&mut self, name: &str, start: Instant, report: Result<String>) {
+        let log = self.logs.join(format!("{}.log", name.replace(' ', "-")));
+        let written = report.and_then(|report| {
+            fs::write(&log, &report).with_context(|| format!("cannot write {}", log.display()))?;
+            Ok(report.is_empty())
+        });
+        match written {
+            Ok(passed) => {
+                let mut outcomes = Outcomes::default();
+                outcomes.count(name, passed);
+                self.totals.step(name, start.elapsed(), outcomes, &log);
+            }
+            Err(error) => self.totals.fail(name, &error),
         }
-        self.totals.step(name, start.elapsed(), outcomes, &log);
     }
 
     fn check(&mut self, name: &str, mut command: Command) {
