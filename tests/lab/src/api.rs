@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::project::{Project, run};
+use crate::verdict::Verdict;
 
 /// Folders of the libraries; their packages carry a prefix.
 const LIBRARIES: [&str; 3] = ["arch", "devices", "vmm"];
@@ -30,17 +31,6 @@ const HINT: &str = "A line that is gone or changed (-) breaks programs that use 
 /// What rustdoc is called by: the one program that may use what is unstable.
 const RUSTDOC: &str = "#!/bin/sh\nRUSTC_BOOTSTRAP=1 exec \"${AMPOULE_RUSTDOC:-rustdoc}\" \"$@\"\n";
 
-/// What a comparison came to.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// As committed.
-    Same,
-    /// What differs, and what to do about it.
-    Different(String),
-    /// This toolchain's rustdoc cannot be read, and why.
-    Unreadable(String),
-}
-
 /// Compares the public APIs with the baselines.
 ///
 /// # Errors
@@ -48,7 +38,7 @@ pub(crate) enum Verdict {
 pub(crate) fn compare(project: &Project) -> Result<Verdict> {
     let lists = match list(project)? {
         Ok(lists) => lists,
-        Err(reason) => return Ok(Verdict::Unreadable(reason)),
+        Err(reason) => return Ok(Verdict::Unknown(reason)),
     };
     let mut report = String::new();
     for (folder, list) in lists {
@@ -61,8 +51,8 @@ pub(crate) fn compare(project: &Project) -> Result<Verdict> {
         }
     }
     Ok(match report.is_empty() {
-        true => Verdict::Same,
-        false => Verdict::Different(format!("{report}\n{HINT}")),
+        true => Verdict::Good,
+        false => Verdict::Bad(format!("{report}\n{HINT}")),
     })
 }
 
@@ -80,12 +70,12 @@ pub(crate) fn check(project: &Project, bless: bool) -> Result<bool> {
         return Ok(true);
     }
     match compare(project)? {
-        Verdict::Same => Ok(true),
-        Verdict::Different(report) => {
+        Verdict::Good => Ok(true),
+        Verdict::Bad(report) => {
             println!("{report}");
             Ok(false)
         }
-        Verdict::Unreadable(reason) => bail!(reason),
+        Verdict::Unknown(reason) => bail!(reason),
     }
 }
 

@@ -25,6 +25,7 @@ mod shared;
 mod suite;
 mod terminal;
 mod tools;
+mod verdict;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::project::{Project, run};
+use crate::verdict::Verdict;
 
 /// Fields of a manifest without which a package is not presentable.
 const FIELDS: [&str; 8] = [
@@ -34,11 +35,37 @@ const ALLOWED: [&str; 4] = [
 ];
 const FOLDERS: [&str; 3] = ["examples/", "src/", "tests/"];
 
-/// What is wrong with the packages, a line each.
+/// Since this minor version of cargo, packages may need each other that no registry has yet.
+const CARGO: u32 = 90;
+
+/// Makes the packages, and looks for what is wrong with them.
 ///
 /// # Errors
 /// They cannot be made at all.
-pub(crate) fn faults(project: &Project) -> Result<Vec<String>> {
+pub(crate) fn check(project: &Project) -> Result<Verdict> {
+    let version = run(project.cargo().arg("--version"))?;
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    if minor(&version).is_some_and(|minor| minor < CARGO) {
+        let version = version.trim();
+        return Ok(Verdict::Unknown(format!(
+            "packages that need each other want cargo 1.{CARGO}, and this is {version}"
+        )));
+    }
+    let faults = faults(project)?;
+    Ok(match faults.is_empty() {
+        true => Verdict::Good,
+        false => Verdict::Bad(faults.join("\n")),
+    })
+}
+
+/// The minor version in what `cargo --version` prints.
+fn minor(version: &str) -> Option<u32> {
+    let number = version.split_whitespace().nth(1)?;
+    number.strip_prefix("1.")?.split('.').next()?.parse().ok()
+}
+
+/// What is wrong with the packages, a line each.
+fn faults(project: &Project) -> Result<Vec<String>> {
     let packages = publishable(project)?;
     let mut faults = Vec::new();
     for package in &packages {
@@ -141,6 +168,13 @@ mod tests {
             "src/lib.rs",
         ];
         assert_eq!(wrong_files("p", &complete), [""; 0]);
+    }
+
+    #[test]
+    fn a_version_is_read_as_cargo_prints_it() {
+        assert_eq!(minor("cargo 1.95.0 (f2d3ce0bd 2026-03-21)\n"), Some(95));
+        assert_eq!(minor("cargo 1.89.0-beta.1"), Some(89));
+        assert_eq!(minor("cargo"), None);
     }
 
     #[test]

@@ -17,12 +17,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::api::{self, Verdict};
 use crate::host::Cpu;
 use crate::kernels::{Kernel, Version};
 use crate::packages::Packages;
 use crate::project::Project;
-use crate::{fuzz, registry, tools};
+use crate::verdict::Verdict;
+use crate::{api, fuzz, registry, tools};
 
 use lab::LinuxTests;
 use outcome::{Outcomes, Totals};
@@ -155,8 +155,8 @@ impl<'a> Suite<'a> {
         for (name, command) in checks {
             self.check(name, command);
         }
-        self.public_api();
-        self.packages();
+        self.judge("public api", api::compare);
+        self.judge("package", registry::check);
         // The fuzz targets are a workspace that nothing else builds.
         self.check("fuzz targets", fuzz::check(self.project));
         // The advisories' database is not part of any package registry: `cargo deny check` by hand reads it, too.
@@ -182,40 +182,26 @@ impl<'a> Suite<'a> {
         }
     }
 
-    /// What the libraries promise is what is committed.
-    fn public_api(&mut self) {
+    /// Takes a check of the lab's own.
+    fn judge(&mut self, name: &str, check: impl FnOnce(&Project) -> Result<Verdict>) {
         let start = Instant::now();
-        let report = match api::compare(self.project) {
-            Ok(Verdict::Same) => Ok(String::new()),
-            Ok(Verdict::Different(report)) => Ok(report),
-            Ok(Verdict::Unreadable(reason)) => return self.totals.skip("public api", &reason),
-            Err(error) => Err(error),
-        };
-        self.judge("public api", start, report);
-    }
-
-    /// What would go to the registry is complete.
-    fn packages(&mut self) {
-        let start = Instant::now();
-        let faults = registry::faults(self.project);
-        self.judge("package", start, faults.map(|faults| faults.join("\n")));
-    }
-
-    /// A check of the lab's own: it has failed where there is something to report.
-    fn judge(&mut self, name: &str, start: Instant, report: Result<String>) {
         let log = self.logs.join(format!("{}.log", name.replace(' ', "-")));
-        let written = report.and_then(|report| {
-            fs::write(&log, &report).with_context(|| format!("cannot write {}", log.display()))?;
-            Ok(report.is_empty())
-        });
-        match written {
-            Ok(passed) => {
-                let mut outcomes = Outcomes::default();
-                outcomes.count(name, passed);
-                self.totals.step(name, start.elapsed(), outcomes, &log);
+        let told = |report: String| {
+            fs::write(&log, &report).with_context(|| format!("cannot write {}", log.display()))
+        };
+        let mut outcomes = Outcomes::default();
+        match check(self.project) {
+            Ok(Verdict::Good) => outcomes.count(name, true),
+            Ok(Verdict::Bad(report)) => {
+                outcomes.count(name, false);
+                if let Err(error) = told(report) {
+                    return self.totals.fail(name, &error);
+                }
             }
-            Err(error) => self.totals.fail(name, &error),
+            Ok(Verdict::Unknown(reason)) => return self.totals.skip(name, &reason),
+            Err(error) => return self.totals.fail(name, &error),
         }
+        self.totals.step(name, start.elapsed(), outcomes, &log);
     }
 
     fn check(&mut self, name: &str, mut command: Command) {
