@@ -1,5 +1,7 @@
 //! The library, as a program that embeds it uses it: VMs of bare guests in this process, on this machine's own `/dev/kvm`.
 
+#[path = "library/devices.rs"]
+mod devices;
 #[path = "library/guest.rs"]
 mod guest;
 #[path = "library/handle.rs"]
@@ -28,6 +30,10 @@ fn main() -> ExitCode {
             every_thread_calls_its_hook_before_the_guest_runs
             a_hook_that_fails_ends_the_vm_before_its_guest_runs
             vms_of_one_process_do_not_notice_each_other;
+        devices:
+            devices_on_buses_interrupt_are_notified_and_may_panic
+            a_virtio_device_outlives_machines_and_its_own_panics
+            what_cannot_be_placed_is_an_error_with_the_devices_name;
     };
     harness::main([(Needs::Kvm, tests)], Path::new(""))
 }

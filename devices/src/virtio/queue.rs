@@ -254,6 +254,18 @@ impl Chain {
         done
     }
 
+    /// Copies `data` to the start of the writable part; how much there was room for.
+    pub fn write_start(&self, memory: &GuestMemory, data: &[u8]) -> usize {
+        let len = data.len().min(self.writable_len() as usize);
+        let mut rest = &data[..len];
+        for slice in slices(memory, &self.writable, 0, len as u32) {
+            let (now, later) = rest.split_at(slice.len());
+            slice.copy_from(now);
+            rest = later;
+        }
+        len - rest.len()
+    }
+
     /// Bytes to read; below 4 GiB.
     pub fn readable_len(&self) -> u32 {
         self.readable.iter().map(|buffer| buffer.len).sum()
