@@ -19,3 +19,8 @@ pub use x86_64::*;
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("ampoule-arch knows x86_64 only");
+
+/// The README's example, as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

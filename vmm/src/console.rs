@@ -24,6 +24,27 @@ use crate::error::Error;
 ///
 /// [`read`](Self::read) is called on the control thread when [`fd`](Self::fd) is readable and the guest can take input; it
 /// must not block. An end of file (`Ok(0)`) is final.
+///
+/// A [`File`] is one: a pipe's end, a terminal, standard input by a clone of its descriptor. Another is a program's own:
+///
+/// ```
+/// use std::io::{self, Read};
+/// use std::os::fd::{AsRawFd, RawFd};
+/// use std::os::unix::net::UnixStream;
+/// use ampoule_vmm::console::ConsoleInput;
+///
+/// struct Keyboard(UnixStream); // non-blocking
+///
+/// impl ConsoleInput for Keyboard {
+///     fn fd(&self) -> RawFd {
+///         self.0.as_raw_fd()
+///     }
+///
+///     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+///         self.0.read(buffer)
+///     }
+/// }
+/// ```
 pub trait ConsoleInput: Send {
     /// The descriptor to wait on; the same for the life of the value.
     fn fd(&self) -> RawFd;
@@ -47,6 +68,33 @@ impl ConsoleInput for File {
 }
 
 /// The two directions of a console, for a program that does not want what [`ConsoleConfig`] offers.
+///
+/// ```
+/// use std::io;
+/// use std::os::fd::RawFd;
+/// use std::sync::mpsc::{self, Sender};
+/// use ampoule_vmm::console::{ConsoleEnds, ConsoleSink};
+/// use ampoule_vmm::{VmBuilder, config::VmConfig};
+///
+/// /// Output as messages.
+/// struct Messages(Sender<Vec<u8>>);
+///
+/// impl ConsoleSink for Messages {
+///     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+///         let sent = self.0.send(bytes.to_vec());
+///         sent.map(|()| bytes.len()).map_err(io::Error::other)
+///     }
+///
+///     fn poll_fd(&self) -> Option<RawFd> {
+///         None // It never has to wait.
+///     }
+/// }
+///
+/// let (sender, messages) = mpsc::channel();
+/// let ends = ConsoleEnds { output: Box::new(Messages(sender)), input: None };
+/// let builder = VmBuilder::new(VmConfig::default()).serial(ends);
+/// # drop((builder, messages));
+/// ```
 pub struct ConsoleEnds {
     /// Takes the guest's output.
     pub output: Box<dyn ConsoleSink>,

@@ -22,6 +22,33 @@ use crate::machine::{Blueprint, Machine};
 use crate::threads::VmThread;
 
 /// Something else for the control thread to wait on: a program's signals, for instance.
+///
+/// ```
+/// use std::os::fd::{AsRawFd, RawFd};
+/// use std::os::unix::net::UnixStream;
+/// use ampoule_vmm::{ControlSource, VmBuilder, VmHandle, config::VmConfig};
+///
+/// /// Presses the power button when the other end of a pair of sockets writes, or is gone.
+/// struct OnWord(UnixStream);
+///
+/// impl ControlSource for OnWord {
+///     fn fd(&self) -> RawFd {
+///         self.0.as_raw_fd()
+///     }
+///
+///     fn ready(&mut self, vm: &VmHandle) {
+///         use std::io::Read;
+///         let _ = self.0.read(&mut [0; 64]);
+///         let _ = vm.press_power_button();
+///     }
+/// }
+///
+/// let (mine, its) = UnixStream::pair()?;
+/// its.set_nonblocking(true)?;
+/// let builder = VmBuilder::new(VmConfig::default()).control_source(OnWord(its));
+/// # drop((builder, mine));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub trait ControlSource: Send {
     /// The descriptor to wait on; the same for the life of the value.
     fn fd(&self) -> RawFd;

@@ -17,6 +17,18 @@ use crate::passt::PasstError;
 use crate::vcpu::VcpuError;
 
 /// Why a VM could not be built or started. Nothing of it is left when this is returned.
+///
+/// ```
+/// use ampoule_vmm::{Error, VmBuilder, config::VmConfig};
+///
+/// // No kernel is named.
+/// let error = VmBuilder::new(VmConfig::default()).build().err().unwrap();
+/// assert!(matches!(error, Error::Config(_)));
+/// assert_eq!(error.to_string(), "invalid configuration");
+/// if let Some(remedy) = error.remedy() {
+///     println!("help: {remedy}");
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -14,6 +14,21 @@ use crate::exit::ExitReason;
 pub const MAX_PENDING_EVENTS: usize = 256;
 
 /// Something that happened to a VM.
+///
+/// ```
+/// use ampoule_vmm::{ExitReason, VmEvent};
+///
+/// fn describe(event: &VmEvent) -> String {
+///     match event {
+///         VmEvent::PanicNoticed { line: Some(line) } => format!("panic: {line}"),
+///         VmEvent::DeviceNeedsReset { device } => format!("{device} needs a reset"),
+///         VmEvent::Exited(reason) => format!("over: {reason}"),
+///         other => format!("{other:?}"),
+///     }
+/// }
+/// let end = VmEvent::Exited(ExitReason::PowerOff);
+/// assert_eq!(describe(&end), "over: the guest powered off");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VmEvent {
@@ -48,6 +63,15 @@ pub enum VmEvent {
 /// A receiver of events: of those that happen while it exists, and of the VM's end in any case.
 ///
 /// As an iterator it waits for each event, and ends after [`VmEvent::Exited`].
+///
+/// ```
+/// use ampoule_vmm::{VmEvent, VmHandle};
+///
+/// /// Waits until the guest has panicked or the VM is over; whether it was a panic.
+/// fn panics(vm: &VmHandle) -> bool {
+///     vm.events().any(|event| matches!(event, VmEvent::PanicNoticed { .. }))
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Events {
     inbox: Arc<Inbox>,

@@ -9,6 +9,22 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::vcpu::VcpuFailure;
 
 /// Why a VM came to its end.
+///
+/// ```
+/// use ampoule_vmm::ExitReason;
+///
+/// /// The exit status of a program that runs a guest as a test.
+/// fn status(reason: &ExitReason) -> u8 {
+///     match reason {
+///         ExitReason::PowerOff => 0,
+///         ExitReason::Deadline => 124,
+///         reason if reason.is_guest_crash() => 134,
+///         _ => 125,
+///     }
+/// }
+/// assert_eq!(status(&ExitReason::TripleFault { vcpu: 0 }), 134);
+/// assert_eq!(ExitReason::Stopped.to_string(), "the VM was stopped");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExitReason {
@@ -64,6 +80,16 @@ impl fmt::Display for ExitReason {
 }
 
 /// What is known of a kernel panic.
+///
+/// ```
+/// use ampoule_vmm::{ExitReason, GuestPanic};
+///
+/// fn tell(reason: &ExitReason) {
+///     if let ExitReason::Panic(GuestPanic { last_lines, .. }) = reason {
+///         last_lines.iter().for_each(|line| println!("{line}"));
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GuestPanic {
     /// The panic line as the kernel printed it on COM1; `None` where only the pvpanic device told of it.

@@ -28,6 +28,22 @@ use crate::vcpu::Registers;
 ///
 /// Clones of the handle that [`Vm::start`](crate::Vm::start) returned own the VM together: when the last of them is dropped, the
 /// VM is stopped, and the drop returns when no thread, mapping or descriptor of it is left.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use ampoule_vmm::{VmBuilder, config::VmConfig};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = VmConfig { kernel: Some("/boot/vmlinuz".into()), ..VmConfig::default() };
+/// let vm = VmBuilder::new(config).build()?.start()?;
+/// if vm.wait_timeout(Duration::from_secs(10)).is_none() {
+///     // The guest may save what it has; five seconds later it is stopped.
+///     vm.shut_down(Duration::from_secs(5))?;
+/// }
+/// println!("{}", vm.wait());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct VmHandle {
     shared: Arc<Shared>,
@@ -67,6 +83,19 @@ impl Drop for Owner {
 }
 
 /// Why a disk's size could not be looked at again.
+///
+/// ```
+/// use ampoule_vmm::{ResizeError, Resized, VmHandle};
+///
+/// /// For a program that has made a disk's image larger.
+/// fn tell_the_guest(vm: &VmHandle) -> Result<(), ResizeError> {
+///     match vm.resize_disk("disk0")? {
+///         Resized::Grown(bytes) => println!("{bytes} bytes now, and the guest knows"),
+///         other => println!("nothing to tell: {other:?}"),
+///     }
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResizeError {

@@ -37,6 +37,15 @@ use crate::memory::GuestRam;
 use crate::vcpu::{Kick, PauseGate, Registers};
 
 /// Where a VM is in its life.
+///
+/// ```
+/// use ampoule_vmm::{VmHandle, VmState};
+///
+/// fn is_over(vm: &VmHandle) -> bool {
+///     vm.state() == VmState::Ended
+/// }
+/// assert_eq!(VmState::Paused.to_string(), "paused");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum VmState {
@@ -62,6 +71,19 @@ impl fmt::Display for VmState {
 }
 
 /// Why something cannot be done with a VM now.
+///
+/// ```
+/// use ampoule_vmm::{StateError, VmHandle, VmState};
+///
+/// /// Pauses a VM that may come to its end meanwhile.
+/// fn pause_if_alive(vm: &VmHandle) -> Result<bool, StateError> {
+///     match vm.pause() {
+///         Ok(()) => Ok(true),
+///         Err(StateError::State { state: VmState::Ended }) => Ok(false),
+///         Err(err) => Err(err),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
@@ -283,6 +305,20 @@ impl Entered<'_> {
 }
 
 /// A paused VM's memory. The VM stays paused for as long as this is held: who resumes, resets or stops it waits.
+///
+/// ```
+/// use ampoule_vmm::{StateError, VmHandle};
+///
+/// /// The first bytes of the guest's physical memory, and where its first vCPU is.
+/// fn look(vm: &VmHandle) -> Result<([u8; 16], u64), StateError> {
+///     vm.pause()?;
+///     let mut bytes = [0; 16];
+///     vm.memory()?.read(0x1000, &mut bytes)?;
+///     let rip = vm.vcpu_registers(0)?.rip;
+///     vm.resume()?;
+///     Ok((bytes, rip))
+/// }
+/// ```
 pub struct PausedMemory<'a>(Entered<'a>);
 
 impl PausedMemory<'_> {

@@ -16,6 +16,19 @@ pub use ampoule_devices::bus::Unclaimed;
 pub use ampoule_devices::virtio::metrics::DeviceCounts;
 
 /// What was counted, from the VM's first start to the moment of asking.
+///
+/// ```
+/// use ampoule_vmm::VmHandle;
+///
+/// fn print(vm: &VmHandle) {
+///     let metrics = vm.metrics();
+///     for (id, counts) in &metrics.devices {
+///         println!("{id}: {} requests, {} B read", counts.requests, counts.bytes_read);
+///     }
+///     let exits: u64 = metrics.vcpus.iter().map(|vcpu| vcpu.port + vcpu.mmio).sum();
+///     println!("{exits} accesses to devices");
+/// }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Metrics {

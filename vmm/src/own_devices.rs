@@ -24,6 +24,15 @@ use crate::error::Error;
 use crate::events::{EventBus, VmEvent};
 
 /// Where a device of the owner's answers.
+///
+/// ```
+/// use ampoule_vmm::Placement;
+///
+/// // Wherever there is room for 4 KiB; its entry in ACPI tells the guest where.
+/// let anywhere = Placement::Mmio { base: None, size: 0x1000 };
+/// let ports = Placement::Port { base: 0x510, len: 2 };
+/// # assert_ne!(anywhere, ports);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
     /// Guest physical addresses, between 0xc000_0000 and 0xfec0_0000, where there is no RAM.
@@ -76,6 +85,17 @@ pub struct Placed {
 }
 
 /// A write that rings an event instead of reaching the device, on no thread of the VM (KVM_IOEVENTFD).
+///
+/// ```
+/// use ampoule_vmm::IoEvent;
+/// use ampoule_vmm::devices::EventFd;
+///
+/// // A doorbell: the guest's 32-bit write of 1 to the device's first address.
+/// let event = EventFd::new(libc::EFD_NONBLOCK)?;
+/// let bell = IoEvent { offset: 0, value: Some(1), event: event.try_clone()? };
+/// # drop((bell, event));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct IoEvent {
     /// Where, from the start of the device's range.
@@ -89,6 +109,38 @@ pub struct IoEvent {
 type AcpiEntry = Arc<dyn Fn(&Placed) -> Result<Vec<u8>, AcpiError> + Send + Sync>;
 
 /// A device of the owner's for a bus, and what it needs besides its addresses.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU8, Ordering};
+/// use ampoule_vmm::devices::{BusDevice, EventFd, EventLine, InterruptLine};
+/// use ampoule_vmm::{OwnBusDevice, Placement, VmBuilder, config::VmConfig};
+///
+/// /// One byte that is kept; each write is an interrupt.
+/// struct Latch {
+///     byte: AtomicU8,
+///     line: Arc<EventLine>,
+/// }
+///
+/// impl BusDevice for Latch {
+///     fn read(&self, _: u64, data: &mut [u8]) {
+///         data.fill(self.byte.load(Ordering::Relaxed));
+///     }
+///
+///     fn write(&self, _: u64, data: &[u8]) {
+///         self.byte.store(data[0], Ordering::Relaxed);
+///         let _ = self.line.trigger();
+///     }
+/// }
+///
+/// let line = Arc::new(EventLine::new(EventFd::new(libc::EFD_NONBLOCK)?));
+/// let latch = Arc::new(Latch { byte: AtomicU8::new(0), line: line.clone() });
+/// let device = OwnBusDevice::new(latch).interrupt(line).acpi_device("LTCH", "ACME0001");
+/// let anywhere = Placement::Mmio { base: None, size: 0x1000 };
+/// let builder = VmBuilder::new(VmConfig::default()).bus_device("latch", anywhere, device);
+/// # drop(builder);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct OwnBusDevice {
     device: Arc<dyn BusDevice>,

@@ -213,6 +213,19 @@ impl ProbeReport {
 
 /// Probes the host's KVM. Takes milliseconds; at most some seconds where KVM hangs.
 ///
+/// ```no_run
+/// use ampoule_vmm::probe::probe_kvm;
+///
+/// # fn main() -> Result<(), ampoule_vmm::probe::ProbeError> {
+/// let report = probe_kvm()?;
+/// println!("KVM in {}", report.kind);
+/// for probe in report.failures() {
+///     println!("no Linux guest here: {} {}", probe.name, probe.outcome);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// [`ProbeError`] where it did not come to the first instruction.
 pub fn probe_kvm() -> Result<ProbeReport, ProbeError> {

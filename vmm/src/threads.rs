@@ -11,6 +11,19 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use crate::exit::{ExitLatch, ExitReason};
 
 /// A thread of a VM.
+///
+/// ```
+/// use ampoule_vmm::{VmBuilder, VmThread, config::VmConfig};
+///
+/// let builder = VmBuilder::new(VmConfig::default()).on_thread_start(|thread| {
+///     match thread {
+///         VmThread::Vcpu { index } => println!("vCPU {index} could choose its CPU here"),
+///         other => println!("the {other} starts"),
+///     }
+///     Ok(())
+/// });
+/// # drop(builder);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum VmThread {

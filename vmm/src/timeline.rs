@@ -35,6 +35,25 @@ pub struct Mark {
 }
 
 /// When things happened, in the order in which they did.
+///
+/// ```
+/// use ampoule_vmm::{Timeline, VmHandle};
+///
+/// /// What the start took, phase by phase.
+/// fn print(timeline: &Timeline) {
+///     for mark in timeline.marks() {
+///         println!("{:>8} us  {}", mark.at_us, mark.name);
+///     }
+/// }
+/// fn print_of(vm: &VmHandle) {
+///     print(vm.timeline());
+/// }
+///
+/// // A program's own marks, where it gives the timeline to `VmBuilder::timeline` afterwards.
+/// let timeline = Timeline::since_process_start();
+/// timeline.host("arguments-read");
+/// print(&timeline);
+/// ```
 #[derive(Debug)]
 pub struct Timeline {
     origin: Instant,

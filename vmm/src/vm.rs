@@ -11,6 +11,20 @@ use crate::handle::VmHandle;
 use crate::machine::{Blueprint, Machine};
 
 /// A VM that has not started yet.
+///
+/// ```no_run
+/// use ampoule_vmm::{ExitReason, VmBuilder, config::VmConfig};
+///
+/// # fn main() -> Result<(), ampoule_vmm::Error> {
+/// let config = VmConfig { kernel: Some("/boot/vmlinuz".into()), ..VmConfig::default() };
+/// let vm = VmBuilder::new(config).build()?;
+/// // Valid before the start, for a thread that may want to end it.
+/// let handle = vm.handle();
+/// std::thread::spawn(move || handle.stop());
+/// assert_eq!(vm.run(), ExitReason::Stopped);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Vm {
     pub(crate) events: EventLoop,
     pub(crate) blueprint: Blueprint,

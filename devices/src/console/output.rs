@@ -46,6 +46,31 @@ pub trait ConsoleObserver: Send + Sync {
 }
 
 /// Where a console's output ends up.
+///
+/// ```
+/// use std::io;
+/// use std::os::fd::RawFd;
+/// use ampoule_devices::console::{ConsoleOutput, ConsoleSink, DrainState};
+///
+/// struct Kept(Vec<u8>);
+///
+/// impl ConsoleSink for Kept {
+///     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+///         self.0.extend_from_slice(bytes);
+///         Ok(bytes.len())
+///     }
+///
+///     fn poll_fd(&self) -> Option<RawFd> {
+///         None
+///     }
+/// }
+///
+/// let (output, mut kept) = (ConsoleOutput::new()?, Kept(Vec::new()));
+/// output.write(b"login: ");
+/// assert_eq!(output.drain(&mut kept), DrainState::Empty);
+/// assert_eq!(kept.0, b"login: ");
+/// # Ok::<(), io::Error>(())
+/// ```
 pub trait ConsoleSink: Send {
     /// Takes some of `bytes`, which are not empty, and returns how many. Does not block.
     ///

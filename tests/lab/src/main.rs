@@ -2,6 +2,7 @@
 //! lab host, an emulated machine with a `/dev/kvm` that can run Linux, for machines that have none.
 
 mod agent;
+mod api;
 mod bench;
 mod bochs;
 mod broker;
@@ -18,11 +19,13 @@ mod modules;
 mod packages;
 mod project;
 mod qemu;
+mod registry;
 mod say;
 mod shared;
 mod suite;
 mod terminal;
 mod tools;
+mod verdict;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -114,6 +117,14 @@ enum Command {
         /// Only list the targets
         #[arg(long)]
         list: bool,
+    },
+    /// Compare the libraries' public API with what is committed in */public-api.txt
+    ///
+    /// Prints what differs, a line an item; the exit status is 1 then.
+    Api {
+        /// Commit to the API as it is now: write the files
+        #[arg(long)]
+        bless: bool,
     },
     /// Measure a Linux guest under Ampoule beside the same one under QEMU's microvm: disk and network
     ///
@@ -220,6 +231,7 @@ fn run(command: Command) -> Result<i32> {
             };
             Ok(i32::from(!suite::run(&project, &plan)?))
         }
+        Command::Api { bless } => Ok(i32::from(!api::check(&project, bless)?)),
         Command::Bench { host, arguments } => {
             let mut config = host.config()?;
             // In one with two, guests of QEMU's died of a triple fault in the middle of half of the boots.

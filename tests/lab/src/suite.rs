@@ -21,7 +21,8 @@ use crate::host::Cpu;
 use crate::kernels::{Kernel, Version};
 use crate::packages::Packages;
 use crate::project::Project;
-use crate::{fuzz, tools};
+use crate::verdict::Verdict;
+use crate::{api, fuzz, registry, tools};
 
 use lab::LinuxTests;
 use outcome::{Outcomes, Totals};
@@ -132,14 +133,30 @@ impl<'a> Suite<'a> {
             "-D",
             "warnings",
         ];
+        let featureless = [
+            "clippy",
+            "--quiet",
+            "--package",
+            "ampoule",
+            "--package",
+            "ampoule-vmm",
+            "--no-default-features",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ];
         let checks = [
             ("fmt", cargo(&["fmt", "--all", "--check"])),
             ("clippy", cargo(&clippy)),
+            ("no features", cargo(&featureless)),
             ("doc", doc),
         ];
         for (name, command) in checks {
             self.check(name, command);
         }
+        self.judge("public api", api::compare);
+        self.judge("package", registry::check);
         // The fuzz targets are a workspace that nothing else builds.
         self.check("fuzz targets", fuzz::check(self.project));
         // The advisories' database is not part of any package registry: `cargo deny check` by hand reads it, too.
@@ -163,6 +180,28 @@ impl<'a> Suite<'a> {
                 "cargo-deny is not installed: cargo install cargo-deny",
             ),
         }
+    }
+
+    /// Takes a check of the lab's own.
+    fn judge(&mut self, name: &str, check: impl FnOnce(&Project) -> Result<Verdict>) {
+        let start = Instant::now();
+        let log = self.logs.join(format!("{}.log", name.replace(' ', "-")));
+        let told = |report: String| {
+            fs::write(&log, &report).with_context(|| format!("cannot write {}", log.display()))
+        };
+        let mut outcomes = Outcomes::default();
+        match check(self.project) {
+            Ok(Verdict::Good) => outcomes.count(name, true),
+            Ok(Verdict::Bad(report)) => {
+                outcomes.count(name, false);
+                if let Err(error) = told(report) {
+                    return self.totals.fail(name, &error);
+                }
+            }
+            Ok(Verdict::Unknown(reason)) => return self.totals.skip(name, &reason),
+            Err(error) => return self.totals.fail(name, &error),
+        }
+        self.totals.step(name, start.elapsed(), outcomes, &log);
     }
 
     fn check(&mut self, name: &str, mut command: Command) {

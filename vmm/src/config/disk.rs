@@ -14,6 +14,20 @@ use super::{MemorySize, Span, is_one, one};
 const LARGEST: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
 
 /// A disk of the guest: an image or a block device of the host.
+///
+/// ```
+/// use ampoule_vmm::config::{DiskConfig, MemorySize};
+///
+/// let root = DiskConfig { readonly: true, ..DiskConfig::new("root.img") };
+/// // Created where it is not there yet; at most 100 requests a second.
+/// let data = DiskConfig {
+///     size: Some(MemorySize::mib(10 << 10)),
+///     iops: Some(100),
+///     ..DiskConfig::new("data.img")
+/// };
+/// assert_eq!(data.size.unwrap().to_string(), "10G");
+/// # assert_ne!(root, data);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DiskConfig {

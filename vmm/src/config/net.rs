@@ -17,6 +17,17 @@ const LARGEST: NonZeroU64 = NonZeroU64::new(MAX_FRAME as u64).unwrap();
 
 /// A network interface of the guest: a TAP interface of the host, by its name or as a descriptor, or user networking. One of the
 /// three is given.
+///
+/// ```
+/// use ampoule_vmm::config::NetConfig;
+///
+/// // By passt, without root; port 8080 of the host leads to the guest's 80.
+/// let user = NetConfig { forward: vec!["8080:80".parse()?], ..NetConfig::user() };
+/// // By a tap that the host has set up, moved by its kernel.
+/// let tap = NetConfig { queues: 4, vhost: true, ..NetConfig::tap("tap0") };
+/// # assert_ne!(user, tap);
+/// # Ok::<(), ampoule_vmm::config::ForwardError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct NetConfig {

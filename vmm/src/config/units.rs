@@ -33,6 +33,15 @@ const SIZE_EXAMPLES: &str = "512M, 2G, 1536M or a number of bytes";
 const DURATION_EXAMPLES: &str = "500ms, 5s, 2m or 1h";
 
 /// A size in bytes: `512M`, `2G`, `4GiB`, `1048576`. Units are powers of 1024.
+///
+/// ```
+/// use ampoule_vmm::config::MemorySize;
+///
+/// let size: MemorySize = "1536M".parse()?;
+/// assert_eq!(size, MemorySize::mib(1536));
+/// assert_eq!(MemorySize::bytes(2 << 30).to_string(), "2G");
+/// # Ok::<(), ampoule_vmm::config::UnitError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "SizeRepr", into = "String")]
 pub struct MemorySize(u64);
@@ -124,6 +133,17 @@ impl TryFrom<SizeRepr> for MemorySize {
 }
 
 /// A span of time: `20us`, `500ms`, `5s`, `2m`, `1h`. A bare number is refused, because its unit would be a guess.
+///
+/// ```
+/// use std::time::Duration;
+/// use ampoule_vmm::config::Span;
+///
+/// let timeout: Span = "90s".parse()?;
+/// assert_eq!(timeout.as_duration(), Duration::from_secs(90));
+/// assert_eq!(Span::from(Duration::from_secs(120)).to_string(), "2m");
+/// assert!("90".parse::<Span>().is_err());
+/// # Ok::<(), ampoule_vmm::config::UnitError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Span(Duration);

@@ -5,6 +5,17 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// A way for programs of the host and of the guest to talk by sockets, without a network.
+///
+/// ```
+/// use ampoule_vmm::config::{VmConfig, VsockConfig};
+///
+/// let config = VmConfig {
+///     kernel: Some("vmlinux".into()),
+///     vsock: Some(VsockConfig { cid: 3, socket: "/run/vm/vsock".into() }),
+///     ..VmConfig::default()
+/// };
+/// assert!(config.validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct VsockConfig {

@@ -24,10 +24,18 @@ use crate::memory::GuestRam;
 mod bzimage;
 mod cmdline;
 mod decompress;
+#[cfg_attr(
+    not(feature = "decompress"),
+    allow(dead_code, reason = "what decoders need of it")
+)]
 mod elf;
 mod error;
 mod image;
 pub mod initrd;
+#[cfg_attr(
+    not(feature = "decompress"),
+    allow(dead_code, reason = "what decoders need of it")
+)]
 mod source;
 #[cfg(test)]
 mod testing;

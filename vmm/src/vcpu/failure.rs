@@ -108,6 +108,8 @@ impl fmt::Display for FailureKind {
 }
 
 /// The registers that tell where a vCPU was.
+///
+/// See [`VmHandle::vcpu_registers`](crate::VmHandle::vcpu_registers), and [`VcpuFailure`] of a vCPU that could not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs, reason = "the architecture's names")]
 pub struct Registers {

@@ -72,6 +72,12 @@ pub enum VcpuError {
 ///
 /// The library installs an empty handler for it, once in the process, when the first vCPU thread is spawned: without a
 /// handler the signal would end the process. A program that embeds the library leaves this signal alone.
+///
+/// ```
+/// // For a program that blocks signals in all of its threads.
+/// let keep = ampoule_vmm::kick_signal();
+/// assert!(keep >= libc::SIGRTMIN());
+/// ```
 pub fn kick_signal() -> libc::c_int {
     SIGRTMIN()
 }

@@ -1,5 +1,6 @@
 //! The loader as a whole: what it accepts, and everything hostile that it refuses (HOSTILE 21, 22).
 
+#[cfg(feature = "decompress")]
 mod bzimage;
 mod elf;
 
@@ -118,6 +119,18 @@ fn mangled(images: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
             }
             bytes
         })
+}
+
+#[cfg(not(feature = "decompress"))]
+#[test]
+fn without_decoders_every_bzimage_unpacks_itself() {
+    for format in FORMATS {
+        let image = bzimage(&pack(format, &small_elf()));
+        let kernel = load(&image, KernelEntry::Auto, &ram(8)).unwrap();
+        assert_eq!(kernel.path_taken, BootPath::InGuest, "{format}");
+        let err = load(&image, KernelEntry::Pvh, &ram(8)).unwrap_err();
+        assert!(err.remedy().unwrap().contains("--entry bzimage"), "{err}");
+    }
 }
 
 proptest! {
