@@ -1,5 +1,7 @@
 //! A Linux guest on the standard streams: `cargo run --example boot -- KERNEL INITRD [WORDS OF THE COMMAND LINE…]`.
 
+#![allow(clippy::print_stderr, reason = "it talks to a person")]
+
 use std::env;
 use std::error::Error;
 use std::path::PathBuf;

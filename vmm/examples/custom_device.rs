@@ -1,6 +1,8 @@
 //! A virtio device of one's own: an entropy device that throws dice. `cargo run --example custom_device -- KERNEL INITRD`; a guest
 //! that has the driver (virtio_rng) reads them with `head -c 20 /dev/hwrng`.
 
+#![allow(clippy::print_stderr, reason = "it talks to a person")]
+
 use std::collections::hash_map::RandomState;
 use std::env;
 use std::error::Error;
