@@ -2,6 +2,8 @@
 
 #[path = "library/devices.rs"]
 mod devices;
+#[path = "library/examples.rs"]
+mod examples;
 #[path = "library/guest.rs"]
 mod guest;
 #[path = "library/handle.rs"]
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
             every_thread_calls_its_hook_before_the_guest_runs
             a_hook_that_fails_ends_the_vm_before_its_guest_runs
             vms_of_one_process_do_not_notice_each_other;
+        examples:
+            many_start_side_by_side;
         devices:
             devices_on_buses_interrupt_are_notified_and_may_panic
             a_virtio_device_outlives_machines_and_its_own_panics

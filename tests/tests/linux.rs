@@ -15,6 +15,8 @@ mod durable;
 mod embedded;
 #[path = "linux/ends.rs"]
 mod ends;
+#[path = "linux/examples.rs"]
+mod examples;
 #[path = "linux/failing.rs"]
 mod failing;
 #[path = "linux/guest.rs"]
@@ -79,6 +81,9 @@ fn main() -> ExitCode {
             sigterm_presses_the_power_button
             a_deadline_gives_124
             the_timeline_marks_init;
+        examples:
+            boot_leads_to_a_shell
+            custom_device_throws_dice;
         hostile:
             disks_entropy_console_and_sockets_survive_a_hostile_driver
             a_network_survives_a_hostile_driver;

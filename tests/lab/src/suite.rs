@@ -320,6 +320,15 @@ impl<'a> Suite<'a> {
     /// The integration tests' programs, built.
     fn programs(&self) -> Result<Programs> {
         let log = self.logs.join("build-integration-tests.log");
+        // They run the library's examples.
+        let mut command = self.project.cargo();
+        command.args(["build", "--package", "ampoule-vmm", "--examples"]);
+        if !logged(&mut command, &log)? {
+            bail!(
+                "the examples do not build:\n{}",
+                fs::read_to_string(&log).unwrap_or_default()
+            );
+        }
         let mut command = self.project.cargo();
         command.args(["test", "--package", "ampoule-tests", "--tests", "--no-run"]);
         command.args(["--message-format", "json-render-diagnostics"]);
