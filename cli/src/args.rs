@@ -431,7 +431,7 @@ mod tests {
                 net: vec![NetConfig::tap("t"), NetConfig::fd(3)],
                 vsock: Some(VsockConfig {
                     cid: 7,
-                    socket: "v.sock".into(),
+                    socket: Some("v.sock".into()),
                 }),
             },
             timeline: Some("t.json".into()),

@@ -11,6 +11,8 @@ mod console;
 mod driver;
 #[path = "linux/durable.rs"]
 mod durable;
+#[path = "linux/embedded.rs"]
+mod embedded;
 #[path = "linux/ends.rs"]
 mod ends;
 #[path = "linux/failing.rs"]
@@ -64,6 +66,8 @@ fn main() -> ExitCode {
             linux_6_12_moves_megabytes_both_ways
             a_client_that_goes_leaves_the_guest_running
             a_panic_is_seen_on_it;
+        embedded:
+            the_program_talks_to_its_guest_by_vsock;
         ends:
             a_shell_is_typed_to_and_powers_off
             a_reboot_ends_the_run

@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 use ampoule_devices::console::ConsoleOutput;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::console::ConsoleLink;
+use ampoule_devices::virtio::vsock::EndpointLife;
 
 use crate::config::VmConfig;
 use crate::console::{ConsoleEnds, ConsoleHost, Consoles};
@@ -15,7 +16,7 @@ use crate::console_stream::{ConsoleStream, DEFAULT_CONSOLE_BYTES};
 use crate::control::{ControlSource, EventLoop};
 use crate::error::Error;
 use crate::guest_watch::Watched;
-use crate::handle::Shared;
+use crate::handle::{Inside, Shared};
 use crate::io_thread::WorkerLoop;
 use crate::kvm::Kvm;
 use crate::machine::{Blueprint, Machine};
@@ -162,7 +163,13 @@ impl VmBuilder {
         };
         let link = console.as_ref().map(link).transpose();
         let link = link.map_err(Error::host("console"))?;
-        let shared = Shared::new(timeline, output.clone(), link.clone(), stream);
+        let sockets = self.config.vsock.as_ref().map(|_| EndpointLife::new());
+        let sockets = sockets.transpose().map_err(Error::host("event"))?;
+        let inside = Inside {
+            console: stream,
+            vsock: sockets.as_ref().map(|life| life.endpoint().clone()),
+        };
+        let shared = Shared::new(timeline, output.clone(), link.clone(), inside);
         let shared = Arc::new(shared.map_err(Error::host("event"))?);
         output.set_observer(shared.watch.observer(Watched::Serial));
         if let Some(link) = &link {
@@ -190,6 +197,7 @@ impl VmBuilder {
             shared,
             output,
             console: link,
+            sockets,
             input_space: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map(Arc::new)
                 .map_err(Error::host("event"))?,
