@@ -69,7 +69,8 @@ fn main() -> ExitCode {
             a_client_that_goes_leaves_the_guest_running
             a_panic_is_seen_on_it;
         embedded:
-            twenty_resets_in_a_row;
+            twenty_resets_in_a_row
+            the_program_talks_to_its_guest_by_vsock;
         ends:
             a_shell_is_typed_to_and_powers_off
             a_reboot_ends_the_run

@@ -85,7 +85,7 @@ fn a_vm(folder: &Path, number: usize) -> VmConfig {
         disk: vec![disk],
         vsock: Some(VsockConfig {
             cid: 3,
-            socket: folder.join(format!("{number}.sock")),
+            socket: Some(folder.join(format!("{number}.sock"))),
         }),
         ..config(guests::COUNTER, 2)
     }

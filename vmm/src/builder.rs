@@ -9,6 +9,7 @@ use ampoule_devices::console::{ConsoleOutput, STALL_LIMIT};
 use ampoule_devices::metrics::LogBudget;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::console::ConsoleLink;
+use ampoule_devices::virtio::vsock::EndpointLife;
 
 use crate::config::VmConfig;
 use crate::console::{ConsoleEnds, ConsoleHost, Consoles};
@@ -16,7 +17,7 @@ use crate::console_stream::ConsoleStream;
 use crate::control::{ControlSource, EventLoop};
 use crate::error::Error;
 use crate::guest_watch::Watched;
-use crate::handle::Shared;
+use crate::handle::{Inside, Shared};
 use crate::io_thread::WorkerLoop;
 use crate::kvm::Kvm;
 use crate::machine::{Blueprint, Machine};
@@ -169,7 +170,13 @@ impl VmBuilder {
         let link = console.as_ref().map(|host| link(host, buffer)).transpose();
         let link = link.map_err(Error::host("console"))?;
         let log = Arc::new(LogBudget::new(limits.log.as_bytes()));
-        let shared = Shared::new(timeline, output.clone(), link.clone(), stream);
+        let sockets = self.config.vsock.as_ref().map(|_| EndpointLife::new());
+        let sockets = sockets.transpose().map_err(Error::host("event"))?;
+        let inside = Inside {
+            console: stream,
+            vsock: sockets.as_ref().map(|life| life.endpoint().clone()),
+        };
+        let shared = Shared::new(timeline, output.clone(), link.clone(), inside);
         let shared = Arc::new(shared.map_err(Error::host("event"))?);
         output.set_observer(shared.watch.observer(Watched::Serial));
         if let Some(link) = &link {
@@ -198,6 +205,7 @@ impl VmBuilder {
             shared,
             output,
             console: link,
+            sockets,
             input_space: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map(Arc::new)
                 .map_err(Error::host("event"))?,

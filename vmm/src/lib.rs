@@ -89,6 +89,9 @@ mod virtio;
 mod vm;
 
 pub use ampoule_devices::virtio::block::Resized;
+pub use ampoule_devices::virtio::vsock::{
+    MAX_BACKLOG, VsockEndpoint, VsockIncoming, VsockListener, VsockStream,
+};
 pub use builder::VmBuilder;
 pub use console_stream::ConsoleStream;
 pub use control::ControlSource;

@@ -15,7 +15,7 @@ use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
 use ampoule_devices::virtio::console::{Console, ConsoleLink};
 use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::{self, Rng};
-use ampoule_devices::virtio::vsock::Vsock;
+use ampoule_devices::virtio::vsock::{Vsock, VsockEndpoint};
 
 use crate::config::{
     BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat, NetConfig, VmConfig,
@@ -47,6 +47,7 @@ pub(crate) fn devices(
     config: &VmConfig,
     ram: &GuestRam,
     console: Option<&Arc<ConsoleLink>>,
+    sockets: Option<&VsockEndpoint>,
 ) -> Result<Devices, Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     let (mut resizers, mut helpers) = (Vec::new(), Vec::new());
@@ -75,8 +76,8 @@ pub(crate) fn devices(
         let rng = Rng::limited(rng::limit()).map_err(Error::host("entropy device"))?;
         devices.push(("rng".into(), Box::new(rng)));
     }
-    if let Some(vsock) = &config.vsock {
-        let device = Vsock::open(vsock.cid, &vsock.socket)?;
+    if let (Some(vsock), Some(endpoint)) = (&config.vsock, sockets) {
+        let device = Vsock::open(vsock.cid, vsock.socket.as_deref(), endpoint)?;
         devices.push(("vsock".into(), Box::new(device)));
     }
     Ok(Devices {

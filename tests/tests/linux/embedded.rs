@@ -1,12 +1,13 @@
 //! Linux guests in VMs of this process: the library, as a program that embeds it uses it.
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
 use ampoule_tests::harness::{kernel, tools};
-use ampoule_vmm::config::{DiskConfig, DiskEngine, MemorySize, NetConfig, VmConfig};
-use ampoule_vmm::{ConsoleStream, ExitReason, VmBuilder, VmHandle, VmState};
+use ampoule_vmm::config::{DiskConfig, DiskEngine, MemorySize, NetConfig, VmConfig, VsockConfig};
+use ampoule_vmm::{ConsoleStream, ExitReason, VmBuilder, VmHandle, VmState, VsockStream};
 
 use crate::guest::{LOAD_TOOLS, LOAD_VIRTIO, initramfs};
 use crate::net::host;
@@ -241,4 +242,65 @@ pub(crate) fn twenty_resets_in_a_row() {
     }
     guest.expect("guest ready: ");
     guest.power_off();
+}
+
+/// Sends back what comes, to its end.
+fn echo(mut stream: &VsockStream) -> u64 {
+    let count = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    count
+}
+
+/// Refused where nobody listens, echoed elsewhere, both ways, without a path on the host; ended with the VM.
+pub(crate) fn the_program_talks_to_its_guest_by_vsock() {
+    const LEN: usize = 1 << 20;
+    let config = VmConfig {
+        vsock: Some(VsockConfig {
+            cid: 3,
+            socket: None,
+        }),
+        ..config()
+    };
+    let mut guest = Guest::boot(VmBuilder::new(config));
+    guest.ask(LOAD_VIRTIO);
+    let vsock = guest.vm.vsock().unwrap();
+    let refused = vsock.connect_timeout(51, PATIENCE).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    guest.send("vsock_echo listen 52");
+    guest.expect("vsock listens");
+    let mut stream = vsock.connect_timeout(52, PATIENCE).unwrap();
+    let bytes: Vec<u8> = (0..LEN).map(|at| (at / 251) as u8 ^ at as u8).collect();
+    let echoed = thread::scope(|scope| {
+        let mut sender = stream.try_clone().unwrap();
+        let bytes = &bytes;
+        scope.spawn(move || {
+            sender.write_all(bytes).unwrap();
+            sender.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut echoed = Vec::new();
+        stream.read_to_end(&mut echoed).unwrap();
+        echoed
+    });
+    assert!(echoed == bytes, "{} bytes came back", echoed.len());
+    guest.expect("vsock echoed");
+
+    let refused = "vsock_echo connect 1234 1 2>&1 | grep 'reset by peer'";
+    guest.ask(refused);
+    let listener = vsock.listen(1234).unwrap();
+    guest.send(&format!("vsock_echo connect 1234 {LEN}"));
+    let stream = listener.accept_timeout(PATIENCE).unwrap();
+    assert_eq!(echo(&stream), LEN as u64);
+    guest.expect("vsock transferred");
+    drop(listener);
+    guest.ask(refused);
+
+    guest.send("vsock_echo listen 53");
+    guest.expect("vsock listens");
+    let mut stream = vsock.connect_timeout(53, PATIENCE).unwrap();
+    guest.vm.stop();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    assert_eq!(guest.vm.wait(), ExitReason::Stopped);
+    let ended = vsock.connect(53).unwrap_err();
+    assert_eq!(ended.kind(), std::io::ErrorKind::BrokenPipe);
 }

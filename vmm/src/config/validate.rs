@@ -380,7 +380,11 @@ impl VmConfig {
             if !(min..=max).contains(&cid) {
                 return Err(ConfigError::VsockCid { cid, min, max });
             }
-            if vsock.socket.as_os_str().is_empty() {
+            if vsock
+                .socket
+                .as_ref()
+                .is_some_and(|path| path.as_os_str().is_empty())
+            {
                 return Err(ConfigError::VsockPath);
             }
         }

@@ -1,8 +1,9 @@
 //! The socket device. Virtio 1.2, section 5.10: stream sockets between guest and host, without a network.
 //!
-//! On the host they are Unix sockets, by the convention of other VMMs. The device listens at PATH: a program that connects
+//! On the host they are Unix sockets, by the convention of other VMMs. The device may listen at PATH: a program that connects
 //! there writes `CONNECT <port>\n`, reads `OK <host port>\n` when the guest has accepted, and then talks to the guest's port.
-//! A guest that connects to port P of the host (CID 2) reaches the socket at `PATH_P`.
+//! A guest that connects to port P of the host (CID 2) reaches the socket at `PATH_P`. The program that runs the VM has its own end
+//! of them, a [`VsockEndpoint`], which needs no path; a port that is listened on there is not looked for elsewhere.
 //!
 //! `packet` is the header, `connection` one stream with its credit, `muxer` all of them; here are the rings.
 //!
@@ -17,6 +18,7 @@
 
 mod connection;
 mod counters;
+mod endpoint;
 mod muxer;
 mod packet;
 #[cfg(test)]
@@ -37,6 +39,9 @@ use super::queue::{ActiveQueue, Chain, slices};
 use crate::backend::unix_socket::{ListeningSocket, MAX_PATH, SocketError};
 use connection::BUF_ALLOC;
 use counters::Counters;
+pub use endpoint::{
+    EndpointLife, MAX_BACKLOG, VsockEndpoint, VsockIncoming, VsockListener, VsockStream,
+};
 use muxer::{HostSide, Muxer};
 use packet::{HEADER_SIZE, Header, op};
 
@@ -65,19 +70,21 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// The device of the guest with this context id, which programs of the host reach by the socket at `path`.
+    /// The device of the guest with this context id, which this program reaches by `endpoint`, and others by the socket at
+    /// `path`, if there is to be one.
     ///
     /// # Errors
     /// The socket cannot be listened on.
-    pub fn open(cid: u32, path: &Path) -> Result<Self, SocketError> {
-        let listener = ListeningSocket::open(path, MAX_SOCKET_PATH)?;
-        let host = HostSide::new(listener).map_err(|source| SocketError::Listen {
-            path: path.to_path_buf(),
-            source,
-        })?;
+    pub fn open(
+        cid: u32,
+        path: Option<&Path>,
+        endpoint: &VsockEndpoint,
+    ) -> Result<Self, SocketError> {
+        let listener = path.map(|path| ListeningSocket::open(path, MAX_SOCKET_PATH));
+        let host = HostSide::new(listener.transpose()?, endpoint.clone());
         Ok(Self {
             cid,
-            host: Arc::new(host),
+            host: Arc::new(host.map_err(SocketError::Wait)?),
         })
     }
 }

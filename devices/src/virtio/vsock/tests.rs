@@ -20,6 +20,7 @@ const ANSWER_SIZE: u64 = 4096;
 
 struct Guest {
     driver: Driver,
+    life: Option<EndpointLife>,
     folder: tempfile::TempDir,
     sent: u16,
     seen: u16,
@@ -28,8 +29,23 @@ struct Guest {
 impl Guest {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let device = Vsock::open(CID, &folder.path().join("v")).unwrap();
-        let driver = Driver::new(device);
+        let life = EndpointLife::new().unwrap();
+        let path = folder.path().join("v");
+        let device = Vsock::open(CID, Some(&path), life.endpoint()).unwrap();
+        let guest = Self {
+            driver: Driver::new(device),
+            life: Some(life),
+            folder,
+            sent: 0,
+            seen: 0,
+        };
+        guest.set_up();
+        guest
+    }
+
+    /// From reset to work.
+    fn set_up(&self) {
+        let driver = &self.driver;
         driver.set_up(3, features::VERSION_1);
         // Sixteen buffers for answers.
         for index in 0..16_u16 {
@@ -38,12 +54,16 @@ impl Guest {
             driver.make_available(index);
         }
         driver.kick();
-        Self {
-            driver,
-            folder,
-            sent: 0,
-            seen: 0,
-        }
+    }
+
+    /// The driver goes, and comes back.
+    fn reset(&mut self) {
+        (self.sent, self.seen) = (0, 0);
+        self.set_up();
+    }
+
+    fn endpoint(&self) -> VsockEndpoint {
+        self.life.as_ref().unwrap().endpoint().clone()
     }
 
     /// Sends a packet with `payload`, whatever its header says of it.
@@ -117,6 +137,8 @@ impl Guest {
         assert_eq!(answers[0], of.reset_of());
     }
 }
+
+mod endpoint;
 
 #[test]
 fn what_leads_nowhere_is_reset() {
@@ -368,7 +390,9 @@ fn there_are_so_many_connections_and_their_memory_is_bounded() {
     ))));
     let folder = tempfile::tempdir().unwrap();
     let socket = ListeningSocket::open(&folder.path().join("v"), MAX_SOCKET_PATH).unwrap();
-    let host = Arc::new(HostSide::new(socket).unwrap());
+    let life = EndpointLife::new().unwrap();
+    let host = HostSide::new(Some(socket), life.endpoint().clone());
+    let host = Arc::new(host.unwrap());
     let mut muxer = Muxer::new(CID, host, counters);
     let listener = UnixListener::bind(folder.path().join("v_7")).unwrap();
     let mut taken = Vec::new();
