@@ -84,7 +84,8 @@ fn main() -> ExitCode {
             the_timeline_marks_init;
         examples:
             boot_leads_to_a_shell
-            custom_device_throws_dice;
+            custom_device_throws_dice
+            sandbox_runs_scripts;
         hostile:
             disks_entropy_console_and_sockets_survive_a_hostile_driver
             a_network_survives_a_hostile_driver;

@@ -77,7 +77,8 @@ pub(crate) fn devices(
         devices.push(("rng".into(), Box::new(rng)));
     }
     if let (Some(vsock), Some(endpoint)) = (&config.vsock, sockets) {
-        let device = Vsock::open(vsock.cid, vsock.socket.as_deref(), endpoint)?;
+        let mut device = Vsock::open(vsock.cid, vsock.socket.as_deref(), endpoint)?;
+        device.limit_memory(config.limits.memory.as_bytes());
         devices.push(("vsock".into(), Box::new(device)));
     }
     Ok(Devices {

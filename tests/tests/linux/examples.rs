@@ -1,6 +1,7 @@
 //! The library's examples, each as its first lines say.
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use ampoule_tests::harness::{example, kernel};
 
@@ -38,4 +39,45 @@ pub(crate) fn custom_device_throws_dice() {
     assert!(said.lines().map(str::trim).any(is_throws), "{said}");
     vm.send("poweroff -f\n");
     vm.end().expect_code(0);
+}
+
+/// Its initrd by its own recipe; what a script prints and its status come out, and a script that ends the guest is told apart.
+pub(crate) fn sandbox_runs_scripts() {
+    let folder = tempfile::tempdir().unwrap();
+    let initrd = folder.path().join("sandbox.cpio");
+    let recipe = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../vmm/examples/sandbox/make-initrd.sh"
+    );
+    let made = Command::new(recipe)
+        .arg(&initrd)
+        .arg(kernel("6.1").join("package/lib/modules"))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let run = |script: &str| {
+        let mut sandbox = Command::new(example("sandbox"))
+            .arg(kernel("6.1").join("vmlinux"))
+            .arg(&initrd)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = sandbox.stdin.take().unwrap();
+        input.write_all(script.as_bytes()).unwrap();
+        drop(input);
+        sandbox.wait_with_output().unwrap()
+    };
+    let output = run("echo \"$((6 * 7)) by $(uname -r)\"; ls /sys; exit 42");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.starts_with("42 by 6.1."), "{output:?}");
+    assert!(said.contains("No such file"), "{said}");
+    assert_eq!(output.status.code(), Some(42), "{output:?}");
+
+    let output = run("echo so; poweroff -f");
+    assert_eq!(output.stdout, b"so\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("without a status"), "{errors}");
 }

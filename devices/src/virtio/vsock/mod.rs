@@ -42,7 +42,7 @@ use counters::Counters;
 pub use endpoint::{
     EndpointLife, MAX_BACKLOG, VsockEndpoint, VsockIncoming, VsockListener, VsockStream,
 };
-use muxer::{HostSide, Muxer};
+use muxer::{DEFAULT_SPACE, HostSide, Muxer};
 use packet::{HEADER_SIZE, Header, op};
 
 /// The lowest context id of a guest: those below are the hypervisor's, the loopback's and the host's.
@@ -67,6 +67,7 @@ const MAX_PAYLOAD: usize = 64 << 10;
 pub struct Vsock {
     cid: u32,
     host: Arc<HostSide>,
+    space: u32,
 }
 
 impl Vsock {
@@ -85,7 +86,14 @@ impl Vsock {
         Ok(Self {
             cid,
             host: Arc::new(host.map_err(SocketError::Wait)?),
+            space: DEFAULT_SPACE,
         })
+    }
+
+    /// Keeps at most so many bytes of the guest's that its peers have yet to read, besides the 16 KiB that each connection has in
+    /// any case.
+    pub fn limit_memory(&mut self, bytes: u64) {
+        self.space = u32::try_from(bytes).unwrap_or(u32::MAX);
     }
 }
 
@@ -125,6 +133,8 @@ impl VirtioDevice for Vsock {
             }
         }
         let counters = Arc::new(Counters::new(context.metrics));
+        let mut muxer = Muxer::new(self.cid, self.host.clone(), counters.clone());
+        muxer.set_space(self.space);
         Ok(Box::new(VsockWorker {
             rx: rx.ok_or(ActivateError::MissingQueue { index: RX })?,
             tx: tx.ok_or(ActivateError::MissingQueue { index: TX })?,
@@ -134,7 +144,7 @@ impl VirtioDevice for Vsock {
             tx_chain: Chain::new(),
             tx_stalled: false,
             payload: Vec::new(),
-            muxer: Muxer::new(self.cid, self.host.clone(), counters.clone()),
+            muxer,
             host: self.host.clone(),
             counters,
         }))

@@ -3,7 +3,7 @@
 //! Sockets are waited for with an epoll instance of the device's own, edge-triggered: a connection remembers that it could
 //! be read until reading gave nothing, so that neither a guest without buffers nor one without credit makes the thread spin.
 //!
-//! Bounds: [`MAX_CONNECTIONS`], with at most [`SPACE`] bytes from the guest together, and [`LEAST_SPACE`] for each beyond that; [`MAX_RESETS`]
+//! Bounds: [`MAX_CONNECTIONS`], with at most [`DEFAULT_SPACE`] bytes from the guest together, unless told otherwise, and [`LEAST_SPACE`] for each beyond that; [`MAX_RESETS`]
 //! answers to packets that belong to no connection, beyond which the guest's packets wait; one entry per connection in
 //! the list of those that have something for the guest.
 
@@ -25,7 +25,7 @@ use crate::backend::unix_socket::{self, ListeningSocket};
 /// The most connections at a time.
 pub(super) const MAX_CONNECTIONS: usize = 4096;
 /// Space for bytes from the guest that is shared out; a new connection gets an eighth of what is left, and [`BUF_ALLOC`] at most.
-const SPACE: u32 = 64 << 20;
+pub(super) const DEFAULT_SPACE: u32 = 64 << 20;
 /// What each gets at least.
 const LEAST_SPACE: u32 = 16 << 10;
 /// The most resets that wait for a buffer.
@@ -93,6 +93,8 @@ pub(super) struct Muxer {
     /// Those that have something for the guest, in turn.
     ready: VecDeque<u64>,
     resets: VecDeque<Header>,
+    /// Space that is shared out.
+    most_space: u32,
     /// Space that connections have.
     space: u32,
     last_id: u64,
@@ -111,6 +113,7 @@ impl Muxer {
             by_ports: HashMap::new(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
+            most_space: DEFAULT_SPACE,
             space: 0,
             last_id: LISTENER,
             next_port: FIRST_PORT,
@@ -121,6 +124,11 @@ impl Muxer {
         muxer.listen_again();
         muxer.host.endpoint.remind();
         muxer
+    }
+
+    /// Shares out so much space, instead of the usual.
+    pub(super) fn set_space(&mut self, bytes: u32) {
+        self.most_space = bytes;
     }
 
     /// Whether another packet of the guest's can be answered.
@@ -228,7 +236,7 @@ impl Muxer {
             return None;
         }
         self.last_id = id;
-        let left = SPACE.saturating_sub(self.space);
+        let left = self.most_space.saturating_sub(self.space);
         let space = (left / 8).clamp(LEAST_SPACE, BUF_ALLOC);
         self.space += space;
         self.connections.insert(id, make(stream, space));

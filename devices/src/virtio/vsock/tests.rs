@@ -28,10 +28,15 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::with_memory(64 << 20)
+    }
+
+    fn with_memory(bytes: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let life = EndpointLife::new().unwrap();
         let path = folder.path().join("v");
-        let device = Vsock::open(CID, Some(&path), life.endpoint()).unwrap();
+        let mut device = Vsock::open(CID, Some(&path), life.endpoint()).unwrap();
+        device.limit_memory(bytes);
         let guest = Self {
             driver: Driver::new(device),
             life: Some(life),
@@ -277,6 +282,20 @@ fn a_packet_may_be_in_any_number_of_pieces() {
     let mut got = [0; 10];
     stream.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"0123456789");
+}
+
+#[test]
+fn little_memory_is_little_credit() {
+    let credit = |bytes, port| {
+        let mut guest = Guest::with_memory(bytes);
+        let path = guest.folder.path().join(format!("v_{port}"));
+        let _listener = UnixListener::bind(path).unwrap();
+        let request = guest.request(port);
+        guest.send(request, &[]);
+        guest.answers()[0].buf_alloc
+    };
+    assert_eq!(credit(1 << 20, 7), 128 << 10, "an eighth of it");
+    assert_eq!(credit(0, 7), 16 << 10, "the least");
 }
 
 #[test]
