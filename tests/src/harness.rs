@@ -49,6 +49,9 @@ pub fn kernel(version: &str) -> PathBuf {
     Path::new(&env::var_os(KERNELS).expect("no kernels")).join(version)
 }
 
+/// The environment variable that names the program of docs/embedding.md, which `cargo lab test` builds.
+pub const STRANGER: &str = "AMPOULE_TEST_STRANGER";
+
 /// The program of an example of `ampoule-vmm`'s, where cargo has built it: beside this one.
 ///
 /// # Panics

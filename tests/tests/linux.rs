@@ -85,7 +85,8 @@ fn main() -> ExitCode {
         examples:
             boot_leads_to_a_shell
             custom_device_throws_dice
-            sandbox_runs_scripts;
+            sandbox_runs_scripts
+            the_program_of_the_document_runs;
         hostile:
             disks_entropy_console_and_sockets_survive_a_hostile_driver
             a_network_survives_a_hostile_driver;

@@ -1,9 +1,12 @@
 //! The library's examples, each as its first lines say.
 
+use std::env;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
-use ampoule_tests::harness::{example, kernel};
+use ampoule_tests::harness::{STRANGER, example, kernel, skip};
+use tempfile::TempDir;
 
 use crate::driver::Vm;
 use crate::guest::{LOAD_VIRTIO, initramfs, wait_ready};
@@ -41,8 +44,8 @@ pub(crate) fn custom_device_throws_dice() {
     vm.end().expect_code(0);
 }
 
-/// Its initrd by its own recipe; what a script prints and its status come out, and a script that ends the guest is told apart.
-pub(crate) fn sandbox_runs_scripts() {
+/// An initrd by the example's recipe, in a folder that goes with it.
+fn sandbox_initrd() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let initrd = folder.path().join("sandbox.cpio");
     let recipe = concat!(
@@ -55,20 +58,43 @@ pub(crate) fn sandbox_runs_scripts() {
         .output()
         .unwrap();
     assert!(made.status.success(), "{made:?}");
-    let run = |script: &str| {
-        let mut sandbox = Command::new(example("sandbox"))
-            .arg(kernel("6.1").join("vmlinux"))
-            .arg(&initrd)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut input = sandbox.stdin.take().unwrap();
-        input.write_all(script.as_bytes()).unwrap();
-        drop(input);
-        sandbox.wait_with_output().unwrap()
+    (folder, initrd)
+}
+
+/// Has a program run a script in a guest with that initrd.
+fn run_script(program: &Path, initrd: &Path, script: &str) -> Output {
+    let mut sandbox = Command::new(program)
+        .arg(kernel("6.1").join("vmlinux"))
+        .arg(initrd)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = sandbox.stdin.take().unwrap();
+    input.write_all(script.as_bytes()).unwrap();
+    drop(input);
+    sandbox.wait_with_output().unwrap()
+}
+
+/// As a stranger writes it, who depends on the library alone.
+pub(crate) fn the_program_of_the_document_runs() {
+    let Some(program) = env::var_os(STRANGER) else {
+        return skip(
+            "examples::the_program_of_the_document_runs",
+            "it is not built: cargo lab test does so",
+        );
     };
+    let (_folder, initrd) = sandbox_initrd();
+    let output = run_script(program.as_ref(), &initrd, "echo hello; exit 7");
+    assert_eq!(output.stdout, b"hello\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+}
+
+/// Its initrd by its own recipe; what a script prints and its status come out, and a script that ends the guest is told apart.
+pub(crate) fn sandbox_runs_scripts() {
+    let (_folder, initrd) = sandbox_initrd();
+    let run = |script: &str| run_script(&example("sandbox"), &initrd, script);
     let output = run("echo \"$((6 * 7)) by $(uname -r)\"; ls /sys; exit 42");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.starts_with("42 by 6.1."), "{output:?}");
