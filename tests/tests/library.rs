@@ -1,5 +1,7 @@
 //! The library, as a program that embeds it uses it: VMs of bare guests in this process, on this machine's own `/dev/kvm`.
 
+#[path = "library/backends.rs"]
+mod backends;
 #[path = "library/guest.rs"]
 mod guest;
 #[path = "library/handle.rs"]
@@ -28,6 +30,11 @@ fn main() -> ExitCode {
             every_thread_calls_its_hook_before_the_guest_runs
             a_hook_that_fails_ends_the_vm_before_its_guest_runs
             vms_of_one_process_do_not_notice_each_other;
+        backends:
+            a_disk_of_the_programs_own_outlives_its_guest
+            a_disk_that_fails_is_its_own_vms_alone
+            a_network_of_the_programs_own_loses_frames_as_it_is_told
+            what_cannot_be_added_or_wrapped_is_named;
     };
     harness::main([(Needs::Kvm, tests)], Path::new(""))
 }

@@ -20,6 +20,11 @@ impl Printed {
         }
     }
 
+    /// What has been waited for, and what came with it.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Waits until `text` has been printed `times` times.
     pub(crate) fn wait_for(&mut self, text: &str, times: usize) {
         let mut buffer = [0; 512];

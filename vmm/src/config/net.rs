@@ -86,7 +86,7 @@ impl NetConfig {
         }
     }
 
-    fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Self {
             tap: None,
             fd: None,
