@@ -1,5 +1,7 @@
 //! The library, as a program that embeds it uses it: VMs of bare guests in this process, on this machine's own `/dev/kvm`.
 
+#[path = "library/backends.rs"]
+mod backends;
 #[path = "library/devices.rs"]
 mod devices;
 #[path = "library/examples.rs"]
@@ -38,6 +40,11 @@ fn main() -> ExitCode {
             devices_on_buses_interrupt_are_notified_and_may_panic
             a_virtio_device_outlives_machines_and_its_own_panics
             what_cannot_be_placed_is_an_error_with_the_devices_name;
+        backends:
+            a_disk_of_the_programs_own_outlives_its_guest
+            a_disk_that_fails_is_its_own_vms_alone
+            a_network_of_the_programs_own_loses_frames_as_it_is_told
+            what_cannot_be_added_or_wrapped_is_named;
     };
     harness::main([(Needs::Kvm, tests)], Path::new(""))
 }

@@ -106,7 +106,7 @@ impl Machine {
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
         let sockets = sockets.as_ref().map(EndpointLife::endpoint);
-        let virtio = virtio::devices(config, &ram, console.as_ref(), sockets)?;
+        let virtio = virtio::devices(config, &own.backends, &ram, console.as_ref(), sockets)?;
         devices.resizers = virtio.resizers;
         if let Some(watch) = helpers {
             let waited = virtio
