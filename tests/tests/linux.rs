@@ -70,6 +70,7 @@ fn main() -> ExitCode {
             a_panic_is_seen_on_it;
         embedded:
             twenty_resets_in_a_row
+            a_device_of_the_programs_own_is_found_by_acpi
             the_program_talks_to_its_guest_by_vsock;
         ends:
             a_shell_is_typed_to_and_powers_off

@@ -2,12 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use ampoule_tests::harness::{kernel, tools};
 use ampoule_vmm::config::{DiskConfig, DiskEngine, MemorySize, NetConfig, VmConfig, VsockConfig};
+use ampoule_vmm::devices::{BusDevice, EventFd, EventLine};
 use ampoule_vmm::{ConsoleStream, ExitReason, VmBuilder, VmHandle, VmState, VsockStream};
+use ampoule_vmm::{OwnBusDevice, Placement};
 
 use crate::guest::{LOAD_TOOLS, LOAD_VIRTIO, initramfs};
 use crate::net::host;
@@ -241,6 +244,50 @@ pub(crate) fn twenty_resets_in_a_row() {
         guest.vm.reset().unwrap();
     }
     guest.expect("guest ready: ");
+    guest.power_off();
+}
+
+/// Answers every read with a number of its own.
+struct Answers;
+
+impl BusDevice for Answers {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0x2a);
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) {}
+}
+
+/// Linux has a device of the program's own where its ACPI entry says that it is.
+pub(crate) fn a_device_of_the_programs_own_is_found_by_acpi() {
+    let mmio = Placement::Mmio {
+        base: None,
+        size: 0x1000,
+    };
+    let port = Placement::Port {
+        base: 0x920,
+        len: 8,
+    };
+    let device = |name| {
+        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        OwnBusDevice::from(Arc::new(Answers))
+            .interrupt(Arc::new(EventLine::new(event)))
+            .acpi_device(name, "ACME0001")
+    };
+    let builder = VmBuilder::new(config())
+        .bus_device("one", mmio, device("ONE_"))
+        .bus_device("two", port, device("TWO_"));
+    let mut guest = Guest::boot(builder);
+    let said = guest.ask("cat /sys/bus/acpi/devices/ACME0001:0*/path");
+    assert!(
+        said.contains("\\_SB_.ONE_") && said.contains("\\_SB_.TWO_"),
+        "{said}"
+    );
+    let said = guest.ask("grep ACME0001 /proc/iomem /proc/ioports");
+    assert!(said.contains("d0000000-d0000fff"), "{said}");
+    assert!(said.contains("0920-0927"), "{said}");
+    let said = guest.ask("devmem 0xd0000000 32");
+    assert!(said.contains("0x2A2A2A2A"), "{said}");
     guest.power_off();
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// let config = VmConfig {
 ///     kernel: Some("vmlinux".into()),
-///     vsock: Some(VsockConfig { cid: 3, socket: "/run/vm/vsock".into() }),
+///     vsock: Some(VsockConfig { cid: 3, socket: Some("/run/vm/vsock".into()) }),
 ///     ..VmConfig::default()
 /// };
 /// assert!(config.validate().is_ok());
