@@ -67,7 +67,8 @@ fn main() -> ExitCode {
             a_client_that_goes_leaves_the_guest_running
             a_panic_is_seen_on_it;
         embedded:
-            the_program_talks_to_its_guest_by_vsock;
+            the_program_talks_to_its_guest_by_vsock
+            a_network_that_loses_frames_on_purpose_is_put_up_with;
         ends:
             a_shell_is_typed_to_and_powers_off
             a_reboot_ends_the_run
@@ -113,6 +114,8 @@ fn main() -> ExitCode {
             a_full_tmpfs_gives_io_errors
             a_full_ext4_gives_io_errors
             an_image_cut_short_gives_io_errors;
+        embedded:
+            a_disk_that_fails_on_purpose_fails_what_it_should;
         durable:
             a_killed_vmm_loses_nothing_that_was_flushed
             a_power_cut_loses_nothing_that_was_flushed;
