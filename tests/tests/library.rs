@@ -33,7 +33,8 @@ fn main() -> ExitCode {
             the_console_is_there_before_and_after_the_guest
             every_thread_calls_its_hook_before_the_guest_runs
             a_hook_that_fails_ends_the_vm_before_its_guest_runs
-            vms_of_one_process_do_not_notice_each_other;
+            vms_of_one_process_do_not_notice_each_other
+            vsock_waits_for_a_driver_and_ends_with_its_vm;
         examples:
             many_start_side_by_side;
         devices:

@@ -19,6 +19,8 @@ mod ends;
 mod examples;
 #[path = "linux/failing.rs"]
 mod failing;
+#[path = "linux/faults.rs"]
+mod faults;
 #[path = "linux/guest.rs"]
 mod guest;
 #[path = "linux/host.rs"]
@@ -72,6 +74,8 @@ fn main() -> ExitCode {
             twenty_resets_in_a_row
             a_device_of_the_programs_own_is_found_by_acpi
             the_program_talks_to_its_guest_by_vsock;
+        faults:
+            a_network_that_loses_frames_on_purpose_is_put_up_with;
         ends:
             a_shell_is_typed_to_and_powers_off
             a_reboot_ends_the_run
@@ -125,6 +129,8 @@ fn main() -> ExitCode {
         embedded:
             fio_goes_on_after_a_pause
             iperf_goes_on_after_a_pause;
+        faults:
+            a_disk_that_fails_on_purpose_fails_what_it_should;
         durable:
             a_killed_vmm_loses_nothing_that_was_flushed
             a_power_cut_loses_nothing_that_was_flushed;

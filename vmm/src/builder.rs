@@ -132,7 +132,8 @@ impl VmBuilder {
     /// encrypt it, to count, to inject faults. `wrapper` is called for each machine of the VM, and so again when the guest
     /// restarts; of several for one disk, the first is the innermost. A wrapper whose
     /// [`file`](crate::backend::BlockBackend::file) is none does all requests itself, one after the other on the VM's I/O
-    /// thread, whatever the disk's `engine` says.
+    /// thread, whatever the disk's `engine` says. Who keeps the inner back end for longer than the machine keeps its image
+    /// locked, and the next one cannot be built.
     pub fn wrap_disk(
         mut self,
         id: impl Into<String>,

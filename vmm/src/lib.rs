@@ -93,7 +93,7 @@ mod vm;
 
 pub use ampoule_devices::virtio::block::Resized;
 pub use ampoule_devices::virtio::vsock::{
-    MAX_BACKLOG, VsockEndpoint, VsockIncoming, VsockListener, VsockStream,
+    MAX_VSOCK_BACKLOG, VsockEndpoint, VsockIncoming, VsockListener, VsockStream,
 };
 pub use builder::VmBuilder;
 pub use console_stream::ConsoleStream;

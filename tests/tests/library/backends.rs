@@ -166,8 +166,7 @@ pub(crate) fn a_disk_that_fails_is_its_own_vms_alone() {
         printed.wait_for("FAIL a request has failed", 1);
         assert_eq!(failing.wait(), ExitReason::PowerOff);
         assert_eq!(faults.struck(), 1);
-        let metrics = format!("{:?}", failing.metrics());
-        assert!(metrics.contains("disk0"), "{metrics}");
+        assert_eq!(failing.metrics().devices["disk0"].host_errors, 1);
         let bytes = fs::read(&image).unwrap();
         let last = &bytes[written as usize % SLOTS * BLOCK..][..8];
         assert_eq!(last, u64::to_le_bytes(written));
@@ -181,6 +180,7 @@ pub(crate) fn a_disk_that_fails_is_its_own_vms_alone() {
     assert!(!going.text().contains("FAIL"));
     let told: Vec<_> = std::iter::from_fn(|| events.try_next()).collect();
     assert_eq!(told, [VmEvent::Paused, VmEvent::Resumed]);
+    assert_eq!(steady.metrics().devices["good"].host_errors, 0);
 }
 
 /// A network that counts what it gets.

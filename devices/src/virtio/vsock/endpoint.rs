@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Connections of the guest's that wait to be accepted, for each port; more are refused.
-pub const MAX_BACKLOG: usize = 128;
+pub const MAX_VSOCK_BACKLOG: usize = 128;
 /// The port that means "any" (VMADDR_PORT_ANY).
 const ANY_PORT: u32 = u32::MAX;
 /// The longest answer to a greeting is "OK 4294967295\n".
@@ -32,7 +32,7 @@ pub struct VsockEndpoint {
     shared: Arc<Shared>,
 }
 
-/// What keeps an endpoint alive: when it is dropped, all that waits there fails.
+/// What keeps an endpoint alive: when it is dropped, all that waits for the guest fails.
 #[derive(Debug)]
 pub struct EndpointLife(VsockEndpoint);
 
@@ -142,8 +142,7 @@ impl Drop for EndpointLife {
         let mut state = self.0.shared.state();
         state.ended = true;
         state.asking.clear();
-        for backlog in state.listeners.values_mut() {
-            backlog.waiting.clear();
+        for backlog in state.listeners.values() {
             backlog.door.arrived.notify_all();
             let _ = backlog.door.ready.write(1);
         }
@@ -268,7 +267,7 @@ impl VsockEndpoint {
         let Some(backlog) = state.listeners.get_mut(&port) else {
             return Ok(None);
         };
-        if backlog.waiting.len() >= MAX_BACKLOG {
+        if backlog.waiting.len() >= MAX_VSOCK_BACKLOG {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let (stream, mine) = UnixStream::pair()?;
@@ -431,7 +430,7 @@ impl From<VsockStream> for OwnedFd {
     }
 }
 
-/// A port of the host's that a guest may connect to. At most [`MAX_BACKLOG`] connections wait for [`Self::accept`]; a guest that
+/// A port of the host's that a guest may connect to. At most [`MAX_VSOCK_BACKLOG`] connections wait for [`Self::accept`]; a guest that
 /// makes more is refused. Dropping it ends the listening, and those that wait.
 ///
 /// Its descriptor is readable as long as a connection waits, and when the VM has ended; read nothing from it.
@@ -448,10 +447,11 @@ impl VsockListener {
         self.port
     }
 
-    /// The next connection; waits for it.
+    /// The next connection; waits for it. What the guest connected before the VM's end is still there afterwards, with all that
+    /// it sent.
     ///
     /// # Errors
-    /// [`io::ErrorKind::BrokenPipe`] when the VM has ended.
+    /// [`io::ErrorKind::BrokenPipe`] when the VM has ended, and no connection waits.
     pub fn accept(&self) -> io::Result<VsockStream> {
         self.accept_until(None)
     }
@@ -467,16 +467,17 @@ impl VsockListener {
     fn accept_until(&self, end: Option<Instant>) -> io::Result<VsockStream> {
         let mut state = self.shared.state();
         loop {
-            if state.ended {
-                return Err(ended());
-            }
+            let ended_before = state.ended;
             if let Some(backlog) = state.listeners.get_mut(&self.port)
                 && let Some(stream) = backlog.waiting.pop_front()
             {
-                if backlog.waiting.is_empty() {
+                if backlog.waiting.is_empty() && !ended_before {
                     let _ = self.door.ready.read();
                 }
                 return Ok(stream);
+            }
+            if ended_before {
+                return Err(ended());
             }
             let arrived = &self.door.arrived;
             state = match end.map(|end| end.saturating_duration_since(Instant::now())) {
@@ -490,7 +491,7 @@ impl VsockListener {
         }
     }
 
-    /// All connections, one after the other, until the VM ends.
+    /// All connections, one after the other, to the VM's end.
     pub fn incoming(&self) -> VsockIncoming<'_> {
         VsockIncoming { listener: self }
     }
@@ -509,7 +510,7 @@ impl Drop for VsockListener {
     }
 }
 
-/// The connections that come to a [`VsockListener`], until the VM ends.
+/// The connections that come to a [`VsockListener`], to the VM's end.
 #[derive(Debug)]
 pub struct VsockIncoming<'a> {
     listener: &'a VsockListener,

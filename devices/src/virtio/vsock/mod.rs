@@ -40,7 +40,7 @@ use crate::backend::unix_socket::{ListeningSocket, MAX_PATH, SocketError};
 use connection::BUF_ALLOC;
 use counters::Counters;
 pub use endpoint::{
-    EndpointLife, MAX_BACKLOG, VsockEndpoint, VsockIncoming, VsockListener, VsockStream,
+    EndpointLife, MAX_VSOCK_BACKLOG, VsockEndpoint, VsockIncoming, VsockListener, VsockStream,
 };
 use muxer::{DEFAULT_SPACE, HostSide, Muxer};
 use packet::{HEADER_SIZE, Header, op};
