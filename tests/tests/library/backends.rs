@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use ampoule_tests::guests;
 use ampoule_vmm::backend::{BlockBackend, NetBackend, Offloads, VolatileSlice};
-use ampoule_vmm::config::{DiskConfig, NetConfig, VmConfig};
+use ampoule_vmm::config::{DiskConfig, DiskEngine, NetConfig, VmConfig};
 use ampoule_vmm::devices::EventFd;
 use ampoule_vmm::fault::{
     BlockEffect, BlockFault, BlockFaults, BlockOp, Direction, FaultyBlock, FaultyNet, NetEffect,
     NetFault, NetFaults, When,
 };
-use ampoule_vmm::{DiskOptions, Error, ExitReason, NetOptions, VmBuilder, VmEvent, VmHandle};
+use ampoule_vmm::{
+    DiskOptions, Error, ExitReason, NetOptions, VmBuilder, VmEvent, VmHandle, VmThread,
+};
 
 use crate::guest::{Printed, config};
 
@@ -119,9 +121,17 @@ pub(crate) fn a_disk_of_the_programs_own_outlives_its_guest() {
         poll: Duration::ZERO,
         ..DiskOptions::default()
     };
-    let (vm, mut printed) = start(VmBuilder::new(numbering()).disk("mine", disk.clone(), options));
+    let io_threads = Arc::new(AtomicU64::new(0));
+    let counted = io_threads.clone();
+    let builder = VmBuilder::new(numbering()).disk("mine", disk.clone(), options);
+    let builder = builder.on_thread_start(move |thread| {
+        counted.fetch_add(u64::from(thread == VmThread::Io), Ordering::Relaxed);
+        Ok(())
+    });
+    let (vm, mut printed) = start(builder);
     printed.wait_for(&line(20), 1);
     assert_eq!(vm.disk_ids(), ["mine"]);
+    assert_eq!(io_threads.load(Ordering::Relaxed), 1);
     vm.pause().unwrap();
     assert!(disk.numbers().iter().all(|number| *number > 10));
     assert!(disk.flushes.load(Ordering::Relaxed) >= 20);
@@ -153,7 +163,11 @@ pub(crate) fn a_disk_that_fails_is_its_own_vms_alone() {
             BlockFault::new(BlockOp::Read, never, fails),
         ]);
         let config = VmConfig {
-            disk: vec![DiskConfig::new(&image)],
+            // With faults around it, it has no file for that.
+            disk: vec![DiskConfig {
+                engine: Some(DiskEngine::IoUring),
+                ..DiskConfig::new(&image)
+            }],
             ..numbering()
         };
         let around = faults.clone();

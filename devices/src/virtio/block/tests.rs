@@ -15,6 +15,8 @@ mod ring;
 
 use super::*;
 use crate::backend::disk::{OpenDisk, RawDisk, Route};
+use crate::backend::fault::When;
+use crate::backend::fault_block::{BlockEffect, BlockFault, BlockFaults, BlockOp, FaultyBlock};
 #[cfg(feature = "qcow2")]
 use crate::backend::qcow2::Qcow2Disk;
 use crate::rate_limiter::{Rate, RateLimit};
@@ -701,4 +703,30 @@ fn requests_in_a_row_are_each_answered_for_themselves() {
         let statuses = five_in_a_row(&driver, 0, 15);
         assert_eq!(statuses, [OK, OK, OK, IOERR, IOERR], "{kind:?}");
     }
+}
+
+#[test]
+fn faults_count_the_requests_of_the_driver_though_they_come_in_a_row() {
+    let (_folder, disk) = TestDisk::new(Kind::Sync, false);
+    let fails = BlockEffect::Fail(libc::EIO);
+    let faults = BlockFaults::new([
+        BlockFault::new(BlockOp::Write, When::Nth(2), fails),
+        BlockFault::new(BlockOp::Read, When::Every(1), fails).sectors(6..7),
+    ]);
+    let config = BlockConfig {
+        name: "test".into(),
+        serial: String::new(),
+        cache: CacheMode::Writeback,
+        queues: 1,
+        limiter: None,
+        poll: Duration::ZERO,
+    };
+    let faulty = Arc::new(FaultyBlock::new(disk.clone(), &faults));
+    let driver = Driver::ready(Block::new(config, faulty, Engine::sync()), 1);
+    let statuses = five_in_a_row(&driver, 1, 5);
+    assert_eq!(statuses, [OK, IOERR, OK, OK, OK]);
+    assert_eq!(disk.writes.load(Ordering::SeqCst), 4);
+    let statuses = five_in_a_row(&driver, 0, 10);
+    assert_eq!(statuses, [OK, OK, OK, IOERR, OK]);
+    assert_eq!(faults.struck(), 2);
 }
