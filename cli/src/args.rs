@@ -195,9 +195,9 @@ pub(crate) struct RunArgs {
 
     /// What the guest can make this host spend, as KEY=VALUE,…
     ///
-    /// Keys: memory=SIZE, for what programs of the host have yet to read of the guest's sockets [64M]; console-buffer=SIZE, kept of
-    /// each console for a slow reader [1M]; console-file=SIZE, the most in a console's file [1G]; log=SIZE, log lines about
-    /// what its devices meet [1M]; requests=N, under way at once for each disk with io_uring [128].
+    /// Keys: memory=SIZE, for what programs of the host have yet to read of the guest's sockets (64M); console-buffer=SIZE, kept of
+    /// each console for a slow reader (1M); console-file=SIZE, the most in a console's file (1G); log=SIZE, log lines about
+    /// what its devices meet (1M); requests=N, under way at once for each disk with io_uring (128).
     #[arg(long, value_name = "KEY=VALUE,…", help_heading = LIFE, value_parser = limits_arg::parse)]
     limits: Option<VmLimits>,
     /// What follows when the guest resets itself [default: exit]
