@@ -8,6 +8,8 @@
 
 extern crate alloc;
 
+pub mod initramfs;
+pub mod kernel;
 pub mod session;
 
 #[path = "../init/job.rs"]

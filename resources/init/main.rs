@@ -122,8 +122,7 @@ fn session(relay: &mut Relay, start: u64, is_machine: bool) -> Result<Option<sys
 /// Waits for the job. Nothing, if the host goes away.
 fn receive(relay: &mut Relay) -> Result<Option<Job>, Problem> {
     let mut decoder = Decoder::default();
-    let mut buffer = Vec::new();
-    buffer.resize(MAX_PAYLOAD, 0);
+    let mut buffer = alloc::vec![0; MAX_PAYLOAD];
     loop {
         match decoder.next() {
             Ok(Some(Frame::Job(bytes))) => {

@@ -38,8 +38,7 @@ const OUTPUTS: [Stream; 2] = [Stream::Output, Stream::Error];
 
 impl Relay {
     pub(crate) fn new(connection: Fd, is_machine: bool) -> Self {
-        let mut buffer = Vec::new();
-        buffer.resize(MAX_PAYLOAD, 0);
+        let buffer = alloc::vec![0; MAX_PAYLOAD];
         let is_connected = connection.set_nonblocking().is_ok();
         Self {
             connection,
