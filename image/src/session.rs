@@ -379,7 +379,7 @@ impl<C: Read + Write + AsFd> Session<'_, C> {
             Err(err) => return Err(SessionError::Connection(err)),
         }
         while self.end.is_none()
-            && let Some(frame) = self.decoder.next().map_err(SessionError::Malformed)?
+            && let Some(frame) = self.decoder.next_frame().map_err(SessionError::Malformed)?
         {
             if !self.is_greeted {
                 match frame {
@@ -496,4 +496,110 @@ fn text_of(bytes: &[u8]) -> String {
 fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     let flags = fcntl_getfl(fd)?;
     Ok(fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use super::*;
+
+    /// What becomes of a session whose guest says this, and no more.
+    fn told(bytes: &[u8]) -> Result<Outcome, SessionError> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let (_remote, commands) = remote().unwrap();
+        let streams = Streams {
+            input: None,
+            output: null.as_fd(),
+            error: null.as_fd(),
+        };
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // It may have ended before it has heard all.
+                let _ = theirs.write_all(bytes);
+                let _ = theirs.shutdown(std::net::Shutdown::Write);
+                let _ = io::copy(&mut theirs, &mut io::sink());
+            });
+            run(ours, &Job::default(), streams, &commands)
+        })
+    }
+
+    fn frames(frames: &[Frame<'_>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let hello = Frame::Hello { version: VERSION };
+        let all = [&[hello], frames].concat();
+        all.iter().for_each(|frame| frame.encode(&mut bytes));
+        bytes
+    }
+
+    #[test]
+    fn a_hostile_guest_ends_only_its_session() {
+        let text = |bytes: &[u8]| told(bytes).unwrap_err().to_string();
+        let gone = "the guest went away before its command had ended";
+        assert_eq!(text(b""), gone);
+        assert_eq!(text(&frames(&[])), gone);
+        assert_eq!(
+            text(b"SSH-2.0-OpenSSH"),
+            "the guest sent what is no message"
+        );
+        let mut old = Vec::new();
+        Frame::Hello { version: 7 }.encode(&mut old);
+        assert!(matches!(told(&old), Err(SessionError::Version(7))));
+        let mut silent = Vec::new();
+        Frame::Exited(0).encode(&mut silent);
+        for bytes in [
+            silent,
+            frames(&[Frame::Job(b"")]),
+            frames(&[Frame::Hello { version: VERSION }]),
+            frames(&[Frame::Data(Stream::Input, b"x")]),
+            frames(&[Frame::Credit(Stream::Input, 1)]),
+            frames(&[Frame::Credit(Stream::Output, 1)]),
+        ] {
+            assert!(matches!(told(&bytes), Err(SessionError::Protocol(_))));
+        }
+    }
+
+    /// One thread of the host's keeps no more of a stream than its window.
+    #[test]
+    fn more_than_a_window_is_refused() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let piece = [0; MAX_PAYLOAD];
+        let data = Frame::Data(Stream::Output, &piece);
+        let window = WINDOW as usize / MAX_PAYLOAD;
+        let bytes = frames(&vec![data; window + 1]);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (_remote, commands) = remote().unwrap();
+        let streams = Streams {
+            input: None,
+            output: writer.as_fd(),
+            error: writer.as_fd(),
+        };
+        let error = thread::scope(|scope| {
+            scope.spawn(move || {
+                let _ = theirs.write_all(&bytes);
+                let _ = io::copy(&mut theirs, &mut io::sink());
+            });
+            run(ours, &Job::default(), streams, &commands).unwrap_err()
+        });
+        assert!(matches!(
+            error,
+            SessionError::Protocol("more than a window")
+        ));
+    }
+
+    #[test]
+    fn what_a_guest_says_cannot_drive_a_terminal() {
+        let reason = b"\x1b[2Jgone\n\xff";
+        let outcome = told(&frames(&[
+            Frame::Notice(reason),
+            Frame::Failed(Failure::Setup, reason),
+        ]));
+        let outcome = outcome.unwrap();
+        let text = "\u{fffd}[2Jgone\u{fffd}\u{fffd}";
+        assert_eq!(outcome.notices, [text]);
+        assert_eq!(outcome.end.status(), 125);
+        assert!(matches!(outcome.end, End::NotRun { reason, .. } if reason == text));
+    }
 }

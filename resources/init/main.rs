@@ -124,7 +124,7 @@ fn receive(relay: &mut Relay) -> Result<Option<Job>, Problem> {
     let mut decoder = Decoder::default();
     let mut buffer = alloc::vec![0; MAX_PAYLOAD];
     loop {
-        match decoder.next() {
+        match decoder.next_frame() {
             Ok(Some(Frame::Job(bytes))) => {
                 let job = Job::decode(bytes);
                 let job = job.ok_or_else(|| Problem::setup("the job is not understood".into()))?;

@@ -276,7 +276,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The bytes are no frame: those after them mean nothing.
-    pub fn next(&mut self) -> Result<Option<Frame<'_>>, Malformed> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, Malformed> {
         let rest = &self.bytes[self.start..];
         let Some((header, rest)) = rest.split_first_chunk::<HEADER>() else {
             return Ok(None);

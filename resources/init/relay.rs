@@ -203,7 +203,7 @@ impl Relay {
     fn handle(&mut self, running: &mut Running, is_alive: bool) -> bool {
         let mut has_input = false;
         loop {
-            match self.decoder.next() {
+            match self.decoder.next_frame() {
                 Ok(Some(Frame::Data(Stream::Input, bytes))) => {
                     if self.input.len() + bytes.len() > WINDOW as usize {
                         return false;

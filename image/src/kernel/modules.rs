@@ -36,7 +36,7 @@ impl Module {
     /// It cannot be read.
     pub fn packed(&self) -> Result<Vec<u8>, KernelError> {
         self.open()
-            .and_then(|file| all(file))
+            .and_then(all)
             .map_err(|it| failed(&self.path, it))
     }
 
@@ -202,7 +202,7 @@ impl Tree {
 
 /// A list's text; nothing where there is none.
 fn optional(path: &Path) -> Result<String, KernelError> {
-    match File::open(path).and_then(|file| all(file)) {
+    match File::open(path).and_then(all) {
         Ok(content) => Ok(String::from_utf8_lossy(&content).into_owned()),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(err) => Err(failed(path, err)),
