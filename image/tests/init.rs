@@ -7,6 +7,8 @@ mod account;
 #[path = "../init/dhcp.rs"]
 mod dhcp;
 
+use std::process::Command;
+
 use account::{Account, resolve};
 use ampoule_image::job::{Job, Mount, Network, Root};
 use ampoule_image::protocol::{
@@ -16,6 +18,41 @@ use dhcp::{Lease, answer, message};
 
 const USERS: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nme:x:1000:1001:,,,:/home/me:/bin/sh\n7:x:70:70::/seven:\nbroken\n";
 const GROUPS: &[u8] = b"root:x:0:\nwheel:x:10:root,me\nme:x:1001:\nkvm:x:104:me\n";
+
+/// No package of the workspace has all of it, so that nobody else looks.
+#[test]
+fn the_whole_init_is_formatted_and_without_lints() {
+    let folder = tempfile::tempdir().unwrap();
+    let metadata = folder.path().join("init.rmeta");
+    let commands: [(&str, &[&str]); 2] = [
+        ("rustfmt", &["--edition=2024", "--check"]),
+        (
+            "clippy-driver",
+            &[
+                "--edition=2024",
+                "--crate-type=bin",
+                "--emit=metadata",
+                "-Cpanic=abort",
+                "-Dwarnings",
+                "-Dclippy::undocumented_unsafe_blocks",
+                "-o",
+                metadata.to_str().unwrap(),
+            ],
+        ),
+    ];
+    for (program, options) in commands {
+        let root = env!("CARGO_MANIFEST_DIR");
+        let mut command = Command::new(program);
+        command.args(options).arg("init/main.rs").current_dir(root);
+        match command.output() {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{program}: {said}");
+            }
+            Err(err) => println!("skipped: {program}: {err}"),
+        }
+    }
+}
 
 #[test]
 fn users_are_found_by_name_and_number() {

@@ -28,7 +28,6 @@ mod sys;
 
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::fmt;
 
