@@ -21,6 +21,7 @@ const GROUPS: &[u8] = b"root:x:0:\nwheel:x:10:root,me\nme:x:1001:\nkvm:x:104:me\
 
 /// No package of the workspace has all of it, so that nobody else looks.
 #[test]
+#[allow(clippy::print_stdout, reason = "what could not run says so")]
 fn the_whole_init_is_formatted_and_without_lints() {
     let folder = tempfile::tempdir().unwrap();
     let metadata = folder.path().join("init.rmeta");
