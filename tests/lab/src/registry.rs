@@ -33,7 +33,7 @@ const ALLOWED: [&str; 4] = [
     "Cargo.toml.orig",
     "build.rs",
 ];
-const FOLDERS: [&str; 3] = ["examples/", "src/", "tests/"];
+const FOLDERS: [&str; 4] = ["examples/", "init/", "src/", "tests/"];
 
 /// Since this minor version of cargo, packages may need each other that no registry has yet.
 const CARGO: u32 = 90;

@@ -1,0 +1,198 @@
+//! From the kernel's hands to a machine that is as its command expects: the kernel's own file systems, the drivers, the root,
+//! names, the network.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::ffi::CStr;
+
+use crate::job::{Job, Mount, Root};
+use crate::sys::{self, Errno, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
+use crate::{Context, Problem, die, files, network, root};
+
+/// Where the initramfs has the drivers' modules, and the list of them: a file name a line, in the order to load them.
+const MODULES: &[u8] = b"/modules/";
+const LIST: &CStr = c"/modules/list";
+
+/// File systems that every guest has: what, where, options.
+const KERNEL: [(&CStr, &CStr, usize, &CStr); 3] = [
+    (c"devtmpfs", c"/dev", MS_NOSUID, c"mode=755"),
+    (c"proc", c"/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, c""),
+    (c"sysfs", c"/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, c""),
+];
+
+/// The kernel's file systems and the drivers; the host's port.
+pub(crate) fn prepare() -> u32 {
+    let _ = sys::block_signals(true);
+    sys::set_mask(0o022);
+    for (kind, target, flags, options) in KERNEL {
+        let _ = sys::mkdir(target, 0o755);
+        // A kernel may have mounted its devices already.
+        match sys::mount(kind, target, kind, flags, options) {
+            Ok(()) | Err(Errno(16)) => {}
+            Err(err) => die(format_args!("cannot mount {target:?}: {err}")),
+        }
+    }
+    // Descriptors 0 to 2 are nobody else's, even where the kernel opened no console.
+    while let Ok(fd) = sys::open(c"/dev/console", sys::READ_WRITE | sys::NO_TERMINAL) {
+        if fd.number() > 2 {
+            break;
+        }
+        core::mem::forget(fd);
+    }
+    load_modules();
+    let Some(port) = port() else {
+        die(format_args!(
+            "the kernel's command line has no ampoule.port=N, the host's port to connect to"
+        ));
+    };
+    port
+}
+
+fn load_modules() {
+    let list = files::read(LIST).unwrap_or_default();
+    for name in list
+        .split(|byte| *byte == b'\n')
+        .filter(|it| !it.is_empty())
+    {
+        let loaded = files::path(&[MODULES, name]).and_then(|path| {
+            let file = sys::open(&path, sys::READ)?;
+            // The memory of the initramfs is the guest's.
+            let _ = sys::unlink(&path);
+            sys::load_module(&file)
+        });
+        match loaded {
+            Ok(()) | Err(Errno::EXIST) => {}
+            // A driver whose device there is not.
+            Err(Errno::NODEV) => {}
+            Err(err) => die(format_args!(
+                "cannot load the kernel module {}: {err}",
+                name.escape_ascii()
+            )),
+        }
+    }
+}
+
+fn port() -> Option<u32> {
+    let line = files::read(c"/proc/cmdline").ok()?;
+    let words = line.split(|byte| byte.is_ascii_whitespace());
+    let mut ports = words.filter_map(|word| word.strip_prefix(b"ampoule.port="));
+    core::str::from_utf8(ports.next_back()?).ok()?.parse().ok()
+}
+
+/// The connection to the host.
+pub(crate) fn connect(port: u32) -> sys::Fd {
+    sys::connect_host(port).unwrap_or_else(|err| match err {
+        Errno::AFNOSUPPORT => die(format_args!(
+            "the kernel has no sockets to its host (vsock): load or build in vmw_vsock_virtio_transport"
+        )),
+        Errno::NODEV => die(format_args!(
+            "the machine has no socket device (--vsock) to reach its host by"
+        )),
+        err => die(format_args!("cannot connect to port {port} of the host: {err}")),
+    })
+}
+
+/// All that a job wants of the machine. What could not be done, but need not be, is told.
+pub(crate) fn set_up(job: &Job) -> Result<Vec<String>, Problem> {
+    root::enter(&job.root)?;
+    rest_of_file_systems(&job.root)?;
+    for it in &job.mounts {
+        mount(it)?;
+    }
+    let mut notices = Vec::new();
+    if !job.host_name.is_empty() {
+        sys::set_host_name(&job.host_name).context("cannot set the host name")?;
+    }
+    let servers = network::set_up(&job.network, &mut notices);
+    name_files(&job.host_name, &servers, &mut notices);
+    root::seal(&job.root)?;
+    Ok(notices)
+}
+
+fn rest_of_file_systems(root: &Root) -> Result<(), Problem> {
+    let flags = MS_NOSUID | MS_NOEXEC;
+    let memory = MS_NOSUID | MS_NODEV;
+    let pts = c"gid=5,mode=620,ptmxmode=666";
+    let mut list = Vec::from([
+        (c"devpts", c"/dev/pts", flags, pts),
+        (c"tmpfs", c"/dev/shm", memory, c"mode=1777"),
+    ]);
+    // Elsewhere these are the image's own, as what it has there may be needed.
+    if !matches!(
+        root,
+        Root::Disk {
+            read_only: false,
+            ..
+        }
+    ) {
+        list.push((c"tmpfs", c"/run", memory, c"mode=755"));
+        list.push((c"tmpfs", c"/tmp", memory, c"mode=1777"));
+    }
+    for (kind, target, flags, options) in list {
+        let made = files::make_folders(target);
+        made.and_then(|()| sys::mount(kind, target, kind, flags, options))
+            .context(&format!("cannot mount {target:?}"))?;
+    }
+    if !sys::exists(c"/tmp") && sys::mkdir(c"/tmp", 0o1777).is_ok() {
+        let _ = sys::chmod(c"/tmp", 0o1777);
+    }
+    let _ = sys::mkdir(c"/run", 0o755);
+    // Of use to some, and missing in small kernels.
+    let cgroups = c"/sys/fs/cgroup";
+    let _ = sys::mount(
+        c"cgroup2",
+        cgroups,
+        c"cgroup2",
+        flags | MS_NODEV,
+        c"nsdelegate",
+    );
+    for (name, target) in [
+        (c"/dev/fd", c"/proc/self/fd"),
+        (c"/dev/stdin", c"/proc/self/fd/0"),
+        (c"/dev/stdout", c"/proc/self/fd/1"),
+        (c"/dev/stderr", c"/proc/self/fd/2"),
+    ] {
+        let _ = sys::symlink(target, name);
+    }
+    Ok(())
+}
+
+fn mount(it: &Mount) -> Result<(), Problem> {
+    let target = files::text(&it.target)?;
+    let (source, kind) = (files::text(&it.source)?, files::text(&it.file_system)?);
+    let flags = if it.read_only { MS_RDONLY } else { 0 };
+    files::make_folders(&target)
+        .and_then(|()| sys::mount(&source, &target, &kind, flags, c""))
+        .context(&format!("cannot mount {source:?} at {target:?}"))
+}
+
+/// The files that say who is who. An image's own are respected, where they say something; but its name servers, if it has any,
+/// are those of the machine that it was made on.
+fn name_files(host_name: &[u8], servers: &[[u8; 4]], notices: &mut Vec<String>) {
+    let mut hosts =
+        Vec::from(b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" as &[u8]);
+    if !host_name.is_empty() {
+        hosts.extend([b"127.0.1.1\t", host_name, b"\n"].concat());
+    }
+    let mut resolver = String::new();
+    for [a, b, c, d] in servers {
+        resolver.push_str(&format!("nameserver {a}.{b}.{c}.{d}\n"));
+    }
+    let is_empty = |path| files::read(path).is_ok_and(|it| it.is_empty()) || !sys::exists(path);
+    let mut write = |path: &CStr, content: &[u8]| {
+        let _ = sys::mkdir(c"/etc", 0o755);
+        if let Err(err) = files::replace(path, content) {
+            notices.push(format!("cannot write {path:?}: {err}"));
+        }
+    };
+    if is_empty(c"/etc/hosts") {
+        write(c"/etc/hosts", &hosts);
+    }
+    if !host_name.is_empty() && is_empty(c"/etc/hostname") {
+        write(c"/etc/hostname", &[host_name, b"\n"].concat());
+    }
+    if !resolver.is_empty() {
+        write(c"/etc/resolv.conf", resolver.as_bytes());
+    }
+}

@@ -1,0 +1,758 @@
+//! Linux, x86-64: the system calls that the init makes, what a program has no standard library for, and all of its `unsafe`.
+//!
+//! One thread runs this program, ever.
+
+use alloc::ffi::CString;
+use alloc::vec::Vec;
+use core::alloc::{GlobalAlloc, Layout};
+use core::arch::{asm, global_asm};
+use core::cell::UnsafeCell;
+use core::ffi::{CStr, c_char};
+use core::fmt;
+use core::ptr;
+
+/// A system call's error.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) struct Errno(pub(crate) i32);
+
+pub(crate) type Result<T> = core::result::Result<T, Errno>;
+
+impl Errno {
+    pub(crate) const NOENT: Self = Self(2);
+    pub(crate) const INTR: Self = Self(4);
+    pub(crate) const AGAIN: Self = Self(11);
+    pub(crate) const ACCES: Self = Self(13);
+    pub(crate) const EXIST: Self = Self(17);
+    pub(crate) const NODEV: Self = Self(19);
+    pub(crate) const NOTDIR: Self = Self(20);
+    pub(crate) const INVAL: Self = Self(22);
+    pub(crate) const AFNOSUPPORT: Self = Self(97);
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self.0 {
+            1 => "operation not permitted",
+            2 => "no such file or directory",
+            5 => "input/output error",
+            7 => "argument list too long",
+            8 => "its format is none that can be executed",
+            12 => "cannot allocate memory",
+            13 => "permission denied",
+            16 => "device or resource busy",
+            17 => "file exists",
+            19 => "no such device",
+            20 => "not a directory",
+            21 => "is a directory",
+            22 => "invalid argument",
+            28 => "no space left on device",
+            30 => "read-only file system",
+            36 => "file name too long",
+            40 => "too many levels of symbolic links",
+            97 => "address family not supported",
+            104 => "connection reset by peer",
+            110 => "connection timed out",
+            number => return write!(f, "error {number}"),
+        };
+        f.write_str(text)
+    }
+}
+
+/// # Safety
+/// As the system call demands: pointers must be valid for what it reads and writes.
+unsafe fn call(number: usize, arguments: [usize; 6]) -> Result<usize> {
+    let [a, b, c, d, e, f] = arguments;
+    let result: isize;
+    // SAFETY: Linux keeps all registers but rax, rcx and r11; the rest is the caller's promise.
+    unsafe {
+        asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c,
+            in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    match result {
+        -4095..=-1 => Err(Errno(-result as i32)),
+        _ => Ok(result as usize),
+    }
+}
+
+/// A call whose arguments point nowhere, or to what the borrowed parameters of the safe function around it keep valid.
+macro_rules! call {
+    ($number:expr $(, $argument:expr)*) => {{
+        let given = [$($argument as usize),*];
+        let mut arguments = [0; 6];
+        arguments[..given.len()].copy_from_slice(&given);
+        // SAFETY: what is pointed to is borrowed by the function around it, with the length that is given along.
+        unsafe { call($number, arguments) }
+    }};
+}
+
+// The program's start.
+
+global_asm!(
+    ".globl _start",
+    "_start:",
+    "xor ebp, ebp",
+    "mov rdi, rsp",
+    "and rsp, -16",
+    "call {start}",
+    "ud2",
+    start = sym start,
+);
+
+/// Takes what the kernel left on the stack: the number of arguments, then pointers to them.
+unsafe extern "C" fn start(stack: *const usize) -> ! {
+    let mut arguments = Vec::new();
+    // SAFETY: the kernel put so many pointers to terminated texts there, and nobody changes them.
+    unsafe {
+        for index in 0..*stack {
+            arguments.push(CStr::from_ptr(*stack.add(1 + index) as *const c_char));
+        }
+    }
+    crate::main(&arguments)
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    crate::die(format_args!("{}", info.message()))
+}
+
+/// What the compiler's own libraries name, and nothing calls: a panic ends the program.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
+
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    exit(125)
+}
+
+// What the compiler takes from a C library.
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
+    // SAFETY: the caller's promise; forwards, as the direction flag is clear.
+    unsafe {
+        asm!("rep movsb", inout("rcx") count => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack, preserves_flags));
+    }
+    to
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
+    if (to as usize).wrapping_sub(from as usize) >= count {
+        // SAFETY: forwards, nothing is overwritten before it is read.
+        return unsafe { memcpy(to, from, count) };
+    }
+    // SAFETY: backwards from the last byte (there is one); the direction flag is cleared again.
+    unsafe {
+        asm!("std", "rep movsb", "cld", inout("rcx") count => _, inout("rdi") to.wrapping_add(count - 1) => _,
+            inout("rsi") from.wrapping_add(count - 1) => _, options(nostack));
+    }
+    to
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memset(to: *mut u8, byte: i32, count: usize) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("al") byte as u8, options(nostack, preserves_flags));
+    }
+    to
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
+    for index in 0..count {
+        // SAFETY: within what the caller promises; volatile, or the compiler makes a call of this very function of it.
+        let (a, b) = unsafe { (a.add(index).read_volatile(), b.add(index).read_volatile()) };
+        if a != b {
+            return i32::from(a) - i32::from(b);
+        }
+    }
+    0
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { memcmp(a, b, count) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn strlen(text: *const c_char) -> usize {
+    let mut length = 0;
+    // SAFETY: up to the terminator that the caller promises; volatile as in `memcmp`.
+    while unsafe { text.add(length).read_volatile() } != 0 {
+        length += 1;
+    }
+    length
+}
+
+/// Blocks of powers of two, each size with a list of its free ones; large ones come from the kernel and go back to it.
+struct Heap(UnsafeCell<[*mut u8; 17]>);
+
+// SAFETY: one thread runs.
+unsafe impl Sync for Heap {}
+
+#[global_allocator]
+static HEAP: Heap = Heap(UnsafeCell::new([ptr::null_mut(); 17]));
+
+const LARGEST: usize = 1 << 16;
+const ARENA: usize = 1 << 17;
+
+fn block(layout: Layout) -> usize {
+    layout
+        .size()
+        .max(layout.align())
+        .max(16)
+        .next_power_of_two()
+}
+
+fn map(size: usize) -> *mut u8 {
+    // Readable and writable; private, anonymous.
+    match call!(9, 0, size, 3, 0x22, usize::MAX, 0) {
+        Ok(address) => ptr::with_exposed_provenance_mut(address),
+        Err(_) => ptr::null_mut(),
+    }
+}
+
+// SAFETY: blocks are as large as `block` says, aligned to their size, and on at most one list.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let size = block(layout);
+        if size > LARGEST {
+            return map(size);
+        }
+        // SAFETY: one thread runs, and this function is not entered again in here.
+        let free = unsafe { &mut (*self.0.get())[size.trailing_zeros() as usize] };
+        if free.is_null() {
+            let arena = map(ARENA);
+            if arena.is_null() {
+                return arena;
+            }
+            for at in (0..ARENA).step_by(size) {
+                // SAFETY: in the arena, and aligned as every block of 16 bytes or more is.
+                unsafe {
+                    let it = arena.add(at);
+                    it.cast::<*mut u8>().write(*free);
+                    *free = it;
+                }
+            }
+        }
+        let it = *free;
+        // SAFETY: the first bytes of a free block are the next one's address.
+        *free = unsafe { it.cast::<*mut u8>().read() };
+        it
+    }
+
+    unsafe fn dealloc(&self, it: *mut u8, layout: Layout) {
+        let size = block(layout);
+        if size > LARGEST {
+            // It was mapped with this very size.
+            let _ = call!(11, it, size);
+            return;
+        }
+        // SAFETY: as in `alloc`; the block is the caller's no more.
+        unsafe {
+            let free = &mut (*self.0.get())[size.trailing_zeros() as usize];
+            it.cast::<*mut u8>().write(*free);
+            *free = it;
+        }
+    }
+}
+
+// Descriptors.
+
+/// A descriptor, closed at its end.
+pub(crate) struct Fd(i32);
+
+impl Drop for Fd {
+    fn drop(&mut self) {
+        let _ = call!(3, self.0);
+    }
+}
+
+impl Fd {
+    /// One that the program was started with.
+    pub(crate) fn inherited(number: i32) -> Self {
+        Self(number)
+    }
+
+    pub(crate) fn number(&self) -> i32 {
+        self.0
+    }
+
+    fn new(number: usize) -> Self {
+        Self(number as i32)
+    }
+
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize> {
+        call!(0, self.0, buffer.as_mut_ptr(), buffer.len())
+    }
+
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<usize> {
+        call!(1, self.0, bytes.as_ptr(), bytes.len())
+    }
+
+    /// Reads and writes answer EAGAIN instead of waiting.
+    pub(crate) fn set_nonblocking(&self) -> Result<()> {
+        let flags = call!(72, self.0, 3)?;
+        call!(72, self.0, 4, flags | 0o4000).map(drop)
+    }
+
+    /// Another name of the same.
+    pub(crate) fn again(&self) -> Result<Self> {
+        call!(72, self.0, 1030, 3).map(Self::new)
+    }
+
+    pub(crate) fn chown(&self, user: u32, group: u32) -> Result<()> {
+        call!(93, self.0, user, group).map(drop)
+    }
+}
+
+pub(crate) const READ: u32 = 0;
+pub(crate) const WRITE: u32 = 1;
+pub(crate) const READ_WRITE: u32 = 2;
+pub(crate) const CREATE: u32 = 0o100;
+pub(crate) const TRUNCATE: u32 = 0o1000;
+pub(crate) const NO_TERMINAL: u32 = 0o400;
+pub(crate) const NO_FOLLOW: u32 = 0o40_0000;
+const CLOSE_ON_EXEC: u32 = 0o200_0000;
+
+pub(crate) fn open(path: &CStr, flags: u32) -> Result<Fd> {
+    call!(2, path.as_ptr(), flags | CLOSE_ON_EXEC, 0o644).map(Fd::new)
+}
+
+/// A pipe: the end to read from, the end to write to.
+pub(crate) fn pipe() -> Result<(Fd, Fd)> {
+    let mut ends = [0i32; 2];
+    call!(293, ends.as_mut_ptr(), CLOSE_ON_EXEC)?;
+    Ok((Fd(ends[0]), Fd(ends[1])))
+}
+
+pub(crate) const POLLIN: i16 = 1;
+pub(crate) const POLLOUT: i16 = 4;
+/// Among others: nobody reads the pipe.
+pub(crate) const POLLERR: i16 = 8;
+
+/// What to wait for, and what has come.
+#[repr(C)]
+pub(crate) struct PollFd {
+    fd: i32,
+    events: i16,
+    came: i16,
+}
+
+impl PollFd {
+    /// Errors and the other end's closing come unasked, but not where there is no descriptor.
+    pub(crate) fn new(fd: Option<&Fd>, events: i16) -> Self {
+        Self {
+            fd: fd.map_or(-1, |fd| fd.0),
+            events,
+            came: 0,
+        }
+    }
+
+    pub(crate) fn came(&self) -> i16 {
+        self.came
+    }
+}
+
+/// Waits, at most so many milliseconds.
+pub(crate) fn poll(fds: &mut [PollFd], timeout: Option<u32>) -> Result<()> {
+    let time = timeout.map(|it| [i64::from(it / 1000), i64::from(it % 1000) * 1_000_000]);
+    let time = time.as_ref().map_or(ptr::null(), |it| it.as_ptr());
+    match call!(271, fds.as_mut_ptr(), fds.len(), time, 0, 8) {
+        Err(Errno::INTR) | Ok(_) => Ok(()),
+        Err(err) => Err(err),
+    }
+}
+
+// Files.
+
+pub(crate) fn mkdir(path: &CStr, mode: u32) -> Result<()> {
+    match call!(83, path.as_ptr(), mode) {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(err) => Err(err),
+    }
+}
+
+pub(crate) fn unlink(path: &CStr) -> Result<()> {
+    call!(87, path.as_ptr()).map(drop)
+}
+
+pub(crate) fn symlink(target: &CStr, path: &CStr) -> Result<()> {
+    call!(88, target.as_ptr(), path.as_ptr()).map(drop)
+}
+
+pub(crate) fn chmod(path: &CStr, mode: u32) -> Result<()> {
+    call!(90, path.as_ptr(), mode).map(drop)
+}
+
+pub(crate) fn chdir(path: &CStr) -> Result<()> {
+    call!(80, path.as_ptr()).map(drop)
+}
+
+pub(crate) fn chroot(path: &CStr) -> Result<()> {
+    call!(161, path.as_ptr()).map(drop)
+}
+
+/// Whether there is something at the path, links followed.
+pub(crate) fn exists(path: &CStr) -> bool {
+    call!(21, path.as_ptr(), 0).is_ok()
+}
+
+/// The names in a folder, sorted.
+pub(crate) fn list(path: &CStr) -> Result<Vec<Vec<u8>>> {
+    let folder = open(path, READ)?;
+    let mut names = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let count = call!(217, folder.0, buffer.as_mut_ptr(), buffer.len())?;
+        let mut rest = &buffer[..count];
+        if rest.is_empty() {
+            names.sort();
+            return Ok(names);
+        }
+        // inode 8, offset 8, length 2, type 1, name
+        while let Some(length) = rest.get(16..18) {
+            let length = usize::from(u16::from_le_bytes([length[0], length[1]]));
+            let (entry, others) = rest.split_at(length.min(rest.len()));
+            let name = entry.get(19..).unwrap_or_default();
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+            rest = others;
+        }
+    }
+}
+
+pub(crate) const MS_RDONLY: usize = 1;
+pub(crate) const MS_NOSUID: usize = 2;
+pub(crate) const MS_NODEV: usize = 4;
+pub(crate) const MS_NOEXEC: usize = 8;
+pub(crate) const MS_REMOUNT: usize = 32;
+pub(crate) const MS_MOVE: usize = 8192;
+
+pub(crate) fn mount(
+    source: &CStr,
+    target: &CStr,
+    kind: &CStr,
+    flags: usize,
+    data: &CStr,
+) -> Result<()> {
+    let (source, target) = (source.as_ptr(), target.as_ptr());
+    call!(165, source, target, kind.as_ptr(), flags, data.as_ptr()).map(drop)
+}
+
+pub(crate) fn load_module(file: &Fd) -> Result<()> {
+    call!(313, file.0, c"".as_ptr(), 0).map(drop)
+}
+
+// Processes.
+
+/// A new process; 0 in that one itself.
+pub(crate) fn fork() -> Result<i32> {
+    call!(57).map(|it| it as i32)
+}
+
+pub(crate) fn exit(status: u8) -> ! {
+    let _ = call!(231, status);
+    unreachable!()
+}
+
+pub(crate) fn own_id() -> i32 {
+    call!(39).unwrap_or_default() as i32
+}
+
+/// Becomes another program, or not.
+pub(crate) fn execute(path: &CStr, arguments: &[CString], environment: &[CString]) -> Errno {
+    let pointers = |texts: &[CString]| -> Vec<*const c_char> {
+        let texts = texts.iter().map(|it| it.as_ptr());
+        texts.chain([ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    let result = call!(59, path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+    result.err().unwrap_or(Errno::INVAL)
+}
+
+/// How a process has ended.
+#[derive(Clone, Copy)]
+pub(crate) enum Ended {
+    Exited(u8),
+    Killed(u8),
+}
+
+/// Some child that has ended, if any has.
+pub(crate) fn reap() -> Option<(i32, Ended)> {
+    let mut status = 0i32;
+    let child = call!(61, -1isize, &raw mut status, 1, 0).ok()? as i32;
+    let ended = match status & 0x7f {
+        0 => Ended::Exited((status >> 8) as u8),
+        signal => Ended::Killed(signal as u8),
+    };
+    (child > 0).then_some((child, ended))
+}
+
+pub(crate) const SIGKILL: u8 = 9;
+
+/// As kill(2): a process, -N for a group, -1 for everybody else.
+pub(crate) fn kill(process: i32, signal: u8) -> Result<()> {
+    call!(62, process as isize, signal).map(drop)
+}
+
+pub(crate) fn new_session() -> Result<()> {
+    call!(112).map(drop)
+}
+
+/// Orphans below become this process's children.
+pub(crate) fn adopt_orphans() -> Result<()> {
+    call!(157, 36, 1).map(drop)
+}
+
+/// Blocks all signals, or none.
+pub(crate) fn block_signals(all: bool) -> Result<()> {
+    let set = if all { u64::MAX } else { 0 };
+    call!(14, 2, &raw const set, 0, 8).map(drop)
+}
+
+/// A descriptor that is readable when a child has ended.
+pub(crate) fn child_events() -> Result<Fd> {
+    let set: u64 = 1 << (17 - 1);
+    let flags = CLOSE_ON_EXEC | 0o4000;
+    call!(289, -1isize, &raw const set, 8, flags).map(Fd::new)
+}
+
+/// Soft and hard limit of open files.
+pub(crate) fn limit_files(soft: u64, hard: u64) -> Result<()> {
+    let limits = [soft, hard];
+    call!(302, 0, 7, limits.as_ptr(), 0).map(drop)
+}
+
+/// Descriptor `to` is another name of this one, and outlives the program.
+pub(crate) fn duplicate(fd: &Fd, to: i32) -> Result<()> {
+    match fd.0 == to {
+        true => call!(72, to, 2, 0).map(drop),
+        false => call!(292, fd.0, to, 0).map(drop),
+    }
+}
+
+/// Becomes another user for good.
+pub(crate) fn become_user(user: u32, group: u32, groups: &[u32]) -> Result<()> {
+    call!(116, groups.len(), groups.as_ptr())?;
+    call!(106, group)?;
+    call!(105, user).map(drop)
+}
+
+pub(crate) fn set_mask(mask: u32) {
+    let _ = call!(95, mask);
+}
+
+// Terminals.
+
+fn control(fd: &Fd, request: usize, argument: usize) -> Result<usize> {
+    call!(16, fd.0, request, argument)
+}
+
+/// A new terminal: the side that shows it, and the side of its programs.
+pub(crate) fn terminal() -> Result<(Fd, Fd)> {
+    let shown = open(c"/dev/ptmx", READ_WRITE | NO_TERMINAL)?;
+    let locked = 0i32;
+    control(&shown, 0x4004_5431, &raw const locked as usize)?;
+    let flags = READ_WRITE | NO_TERMINAL | CLOSE_ON_EXEC;
+    let side = control(&shown, 0x5441, flags as usize)?;
+    Ok((shown, Fd::new(side)))
+}
+
+pub(crate) fn resize(terminal: &Fd, rows: u16, columns: u16) -> Result<()> {
+    let size = [rows, columns, 0, 0];
+    control(terminal, 0x5414, size.as_ptr() as usize).map(drop)
+}
+
+/// Makes it the session's own.
+pub(crate) fn take_terminal(terminal: &Fd) -> Result<()> {
+    control(terminal, 0x540e, 0).map(drop)
+}
+
+// Time.
+
+/// Nanoseconds since the machine's start.
+pub(crate) fn now() -> u64 {
+    let mut time = [0i64; 2];
+    let _ = call!(228, 7, time.as_mut_ptr());
+    time[0] as u64 * 1_000_000_000 + time[1] as u64
+}
+
+pub(crate) fn sleep(milliseconds: u32) {
+    let _ = poll(&mut [], Some(milliseconds));
+}
+
+// The machine.
+
+pub(crate) fn set_host_name(name: &[u8]) -> Result<()> {
+    call!(170, name.as_ptr(), name.len()).map(drop)
+}
+
+/// Writes what is to be kept, and ends the machine.
+pub(crate) fn power_off() -> ! {
+    let _ = call!(162);
+    let _ = call!(169, 0xfee1_dead_u32, 672_274_793, 0x4321_fedc, 0);
+    // A kernel that cannot: a reset ends a VM as well.
+    let _ = call!(169, 0xfee1_dead_u32, 672_274_793, 0x0123_4567, 0);
+    exit(0)
+}
+
+// Sockets.
+
+/// A stream to a port of the host.
+pub(crate) fn connect_host(port: u32) -> Result<Fd> {
+    let socket = socket(40, 1, 0)?;
+    let mut address = [0; 16];
+    address[0] = 40;
+    address[4..8].copy_from_slice(&port.to_ne_bytes());
+    address[8] = 2; // the host
+    call!(42, socket.0, address.as_ptr(), address.len())?;
+    Ok(socket)
+}
+
+fn socket(family: usize, kind: u32, protocol: u16) -> Result<Fd> {
+    call!(41, family, kind | CLOSE_ON_EXEC, protocol).map(Fd::new)
+}
+
+/// Of IPv4 datagrams; it is here to ask the kernel about interfaces.
+pub(crate) fn ip_socket() -> Result<Fd> {
+    socket(2, 2, 0)
+}
+
+/// Of IPv4 packets as an interface sends and receives them, without its own header.
+pub(crate) fn packet_socket(interface: u32) -> Result<Fd> {
+    let socket = socket(17, 2, 0)?;
+    let address = link_address(interface);
+    call!(49, socket.0, address.as_ptr(), address.len())?;
+    Ok(socket)
+}
+
+/// Sends to everybody on the interface's network.
+pub(crate) fn broadcast(socket: &Fd, interface: u32, packet: &[u8]) -> Result<()> {
+    let address = link_address(interface);
+    let (to, size) = (address.as_ptr(), address.len());
+    call!(44, socket.0, packet.as_ptr(), packet.len(), 0, to, size).map(drop)
+}
+
+fn link_address(interface: u32) -> [u8; 20] {
+    let mut address = [0; 20];
+    address[0] = 17;
+    address[2..4].copy_from_slice(&0x0800u16.to_be_bytes());
+    address[4..8].copy_from_slice(&interface.to_ne_bytes());
+    address[11] = 6;
+    address[12..18].fill(0xff);
+    address
+}
+
+/// An IPv4 address as the kernel's structures have it.
+fn ip_address(address: [u8; 4]) -> [u8; 16] {
+    let mut it = [0; 16];
+    it[0] = 2;
+    it[4..8].copy_from_slice(&address);
+    it
+}
+
+/// The requests about interfaces.
+#[derive(Clone, Copy)]
+pub(crate) enum Interface<'a> {
+    Up,
+    Address(&'a [u8; 4]),
+    Mask(&'a [u8; 4]),
+    Mtu(u32),
+}
+
+pub(crate) fn configure(socket: &Fd, name: &CStr, what: Interface<'_>) -> Result<()> {
+    let mut request = interface_request(name);
+    let number = match what {
+        Interface::Up => {
+            control(socket, 0x8913, request.as_mut_ptr() as usize)?;
+            request[16] |= 1;
+            0x8914
+        }
+        Interface::Address(address) => {
+            request[16..32].copy_from_slice(&ip_address(*address));
+            0x8916
+        }
+        Interface::Mask(mask) => {
+            request[16..32].copy_from_slice(&ip_address(*mask));
+            0x891c
+        }
+        Interface::Mtu(mtu) => {
+            request[16..20].copy_from_slice(&mtu.to_ne_bytes());
+            0x8922
+        }
+    };
+    control(socket, number, request.as_mut_ptr() as usize).map(drop)
+}
+
+/// An interface's number.
+pub(crate) fn interface_index(socket: &Fd, name: &CStr) -> Result<u32> {
+    let mut request = interface_request(name);
+    control(socket, 0x8933, request.as_mut_ptr() as usize)?;
+    Ok(u32::from_ne_bytes([
+        request[16],
+        request[17],
+        request[18],
+        request[19],
+    ]))
+}
+
+/// An Ethernet interface's address.
+pub(crate) fn hardware_address(socket: &Fd, name: &CStr) -> Result<[u8; 6]> {
+    let mut request = interface_request(name);
+    control(socket, 0x8927, request.as_mut_ptr() as usize)?;
+    let mut address = [0; 6];
+    address.copy_from_slice(&request[18..24]);
+    Ok(address)
+}
+
+fn interface_request(name: &CStr) -> [u8; 40] {
+    let mut request = [0; 40];
+    for (to, from) in request[..15].iter_mut().zip(name.to_bytes()) {
+        *to = *from;
+    }
+    request
+}
+
+/// A route to a network, by a gateway or (all zero) right there.
+pub(crate) fn add_route(
+    socket: &Fd,
+    interface: &CStr,
+    network: [u8; 4],
+    mask: [u8; 4],
+    gateway: [u8; 4],
+) -> Result<()> {
+    #[repr(C)]
+    struct Route {
+        pad: u64,
+        network: [u8; 16],
+        gateway: [u8; 16],
+        mask: [u8; 16],
+        flags: u16,
+        pad2: [u64; 2],
+        metric: i16,
+        interface: *const c_char,
+        mtu: [u64; 2],
+        irtt: u16,
+    }
+    let by_gateway = if gateway == [0; 4] { 0 } else { 2 };
+    let one_host = if mask == [255; 4] { 4 } else { 0 };
+    let route = Route {
+        pad: 0,
+        network: ip_address(network),
+        gateway: ip_address(gateway),
+        mask: ip_address(mask),
+        flags: 1 | by_gateway | one_host,
+        pad2: [0; 2],
+        metric: 0,
+        interface: interface.as_ptr(),
+        mtu: [0; 2],
+        irtt: 0,
+    };
+    control(socket, 0x890b, &raw const route as usize).map(drop)
+}
