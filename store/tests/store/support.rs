@@ -172,18 +172,24 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// Whether a program is there; says so where it is not.
-pub(crate) fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("--help").output().is_ok();
-    if !found {
-        println!("skipped: {program} is not installed");
-    }
-    found
+fn is_installed(program: &str) -> bool {
+    Command::new(program).arg("--help").output().is_ok()
+}
+
+/// Whether programs are there; where one is not, the test says that it is skipped.
+pub(crate) fn has(programs: &[&str]) -> bool {
+    let Some(missing) = programs.iter().find(|program| !is_installed(program)) else {
+        return true;
+    };
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    println!("skipped {test}: {missing} is not installed");
+    false
 }
 
 /// Has `fsck.erofs` read all of an image.
 pub(crate) fn check(image: &Path) {
-    if has("fsck.erofs") {
+    if is_installed("fsck.erofs") {
         let output = Command::new("fsck.erofs")
             .arg("--extract")
             .arg(image)
