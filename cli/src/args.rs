@@ -439,7 +439,7 @@ mod tests {
                 net: vec![NetConfig::tap("t"), NetConfig::fd(3)],
                 vsock: Some(VsockConfig {
                     cid: 7,
-                    socket: "v.sock".into(),
+                    socket: Some("v.sock".into()),
                 }),
                 limits: VmLimits {
                     log: MemorySize::mib(2),

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use ampoule_vmm::config::{ConsoleConfig, VmConfig};
+use ampoule_vmm::config::{ConsoleConfig, VmConfig, VsockConfig};
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -102,6 +102,12 @@ fn parse(text: &str) -> Result<RunConfig, Problem> {
     }
     let deserializer = toml::Deserializer::from(table);
     config.vm = VmConfig::deserialize(deserializer).map_err(|err| Problem::of_toml(&err, text))?;
+    // A program that embeds the library has another way to it.
+    if let Some(VsockConfig { socket: None, cid }) = config.vm.vsock {
+        let problem = Problem::new("vsock has no socket, by which alone it is reached", None);
+        let help = format!("write it below [vsock] cid = {cid}: socket = \"vm.sock\"");
+        return Err(problem.with_help(help));
+    }
     Ok(config)
 }
 
@@ -157,7 +163,7 @@ fn start_paths_at(directory: &Path, config: &mut RunConfig) {
         .for_each(place);
     vm.vsock
         .iter_mut()
-        .map(|vsock| &mut vsock.socket)
+        .filter_map(|vsock| vsock.socket.as_mut())
         .for_each(place);
     log_file.iter_mut().for_each(place);
     timeline
@@ -312,6 +318,13 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_device_that_nobody_reaches_is_refused() {
+        let text = complaint("[vsock]\ncid = 3\n");
+        assert!(text.contains("vsock has no socket"), "{text}");
+        assert!(text.contains("cid = 3: socket = "), "{text}");
+    }
+
+    #[test]
     fn an_unknown_key_names_the_nearest() {
         assert_eq!(
             complaint("cpus = 1\nkernal = \"x\"\n"),
@@ -385,7 +398,7 @@ mod tests {
         assert_eq!(config.metrics.as_deref(), Some(Path::new("/etc/vm/m")));
         assert_eq!(config.log_file.as_deref(), Some(Path::new("/etc/vm/l")));
         assert_eq!(config.vm.disk[0].path, Path::new("/etc/vm/d"));
-        let socket = config.vm.vsock.map(|vsock| vsock.socket);
+        let socket = config.vm.vsock.and_then(|vsock| vsock.socket);
         assert_eq!(socket.as_deref(), Some(Path::new("/etc/vm/v")));
     }
 

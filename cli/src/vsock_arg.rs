@@ -19,7 +19,7 @@ pub(crate) fn parse(text: &str) -> Result<VsockConfig, String> {
     })?;
     Ok(VsockConfig {
         cid: cid.ok_or("no context id is given: cid=3")?,
-        socket: socket.ok_or("no socket is given: socket=PATH")?,
+        socket: Some(socket.ok_or("no socket is given: socket=PATH")?),
     })
 }
 
@@ -31,7 +31,7 @@ mod tests {
     fn all_keys_reach_their_fields() {
         let expected = VsockConfig {
             cid: 3,
-            socket: "a,b=c".into(),
+            socket: Some("a,b=c".into()),
         };
         assert_eq!(parse("cid=3,socket=a,,b=c").unwrap(), expected);
         assert_eq!(parse("socket=a,,b=c,cid=3").unwrap(), expected);

@@ -61,6 +61,8 @@ guests! {
     SERIAL_HELLO = "serial_hello";
     /// Starts the other vCPUs, prints `started N of M` and their APIC IDs, and powers off.
     SMP = "smp";
+    /// Starts the other vCPUs, prints a `+` for each that comes, and has all of them spin without an exit, for ever.
+    SMP_SPIN = "smp_spin";
     /// Spins without an exit, for ever.
     SPIN = "spin";
     /// Dies of a triple fault.

@@ -49,6 +49,28 @@ pub fn kernel(version: &str) -> PathBuf {
     Path::new(&env::var_os(KERNELS).expect("no kernels")).join(version)
 }
 
+/// The environment variable that names the program of docs/embedding.md, which `cargo lab test` builds.
+pub const STRANGER: &str = "AMPOULE_TEST_STRANGER";
+
+/// The program of an example of `ampoule-vmm`'s, where cargo has built it: beside this one.
+///
+/// # Panics
+/// When it has not.
+pub fn example(name: &str) -> PathBuf {
+    let own = env::current_exe().expect("a program has a path");
+    let folder = own
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/PROFILE/deps");
+    let program = folder.join("examples").join(name);
+    assert!(
+        program.exists(),
+        "{} is not there: cargo build --package ampoule-vmm --examples",
+        program.display()
+    );
+    program
+}
+
 /// The image of programs for guests.
 ///
 /// # Panics

@@ -1,7 +1,11 @@
 //! The library, as a program that embeds it uses it: VMs of bare guests in this process, on this machine's own `/dev/kvm`.
 
+#[path = "library/backends.rs"]
+mod backends;
 #[path = "library/devices.rs"]
 mod devices;
+#[path = "library/examples.rs"]
+mod examples;
 #[path = "library/guest.rs"]
 mod guest;
 #[path = "library/handle.rs"]
@@ -29,11 +33,19 @@ fn main() -> ExitCode {
             the_console_is_there_before_and_after_the_guest
             every_thread_calls_its_hook_before_the_guest_runs
             a_hook_that_fails_ends_the_vm_before_its_guest_runs
-            vms_of_one_process_do_not_notice_each_other;
+            vms_of_one_process_do_not_notice_each_other
+            vsock_waits_for_a_driver_and_ends_with_its_vm;
+        examples:
+            many_start_side_by_side;
         devices:
             devices_on_buses_interrupt_are_notified_and_may_panic
             a_virtio_device_outlives_machines_and_its_own_panics
             what_cannot_be_placed_is_an_error_with_the_devices_name;
+        backends:
+            a_disk_of_the_programs_own_outlives_its_guest
+            a_disk_that_fails_is_its_own_vms_alone
+            a_network_of_the_programs_own_loses_frames_as_it_is_told
+            what_cannot_be_added_or_wrapped_is_named;
     };
     harness::main([(Needs::Kvm, tests)], Path::new(""))
 }

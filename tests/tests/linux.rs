@@ -15,8 +15,12 @@ mod durable;
 mod embedded;
 #[path = "linux/ends.rs"]
 mod ends;
+#[path = "linux/examples.rs"]
+mod examples;
 #[path = "linux/failing.rs"]
 mod failing;
+#[path = "linux/faults.rs"]
+mod faults;
 #[path = "linux/guest.rs"]
 mod guest;
 #[path = "linux/host.rs"]
@@ -67,7 +71,11 @@ fn main() -> ExitCode {
             a_client_that_goes_leaves_the_guest_running
             a_panic_is_seen_on_it;
         embedded:
-            twenty_resets_in_a_row;
+            twenty_resets_in_a_row
+            a_device_of_the_programs_own_is_found_by_acpi
+            the_program_talks_to_its_guest_by_vsock;
+        faults:
+            a_network_that_loses_frames_on_purpose_is_put_up_with;
         ends:
             a_shell_is_typed_to_and_powers_off
             a_reboot_ends_the_run
@@ -79,6 +87,11 @@ fn main() -> ExitCode {
             sigterm_presses_the_power_button
             a_deadline_gives_124
             the_timeline_marks_init;
+        examples:
+            boot_leads_to_a_shell
+            custom_device_throws_dice
+            sandbox_runs_scripts
+            the_program_of_the_document_runs;
         hostile:
             disks_entropy_console_and_sockets_survive_a_hostile_driver
             a_network_survives_a_hostile_driver;
@@ -116,6 +129,8 @@ fn main() -> ExitCode {
         embedded:
             fio_goes_on_after_a_pause
             iperf_goes_on_after_a_pause;
+        faults:
+            a_disk_that_fails_on_purpose_fails_what_it_should;
         durable:
             a_killed_vmm_loses_nothing_that_was_flushed
             a_power_cut_loses_nothing_that_was_flushed;

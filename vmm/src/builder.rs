@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use ampoule_devices::backend::disk::BlockBackend;
+use ampoule_devices::backend::net::NetBackend;
 use ampoule_devices::console::{ConsoleOutput, STALL_LIMIT};
 use ampoule_devices::metrics::LogBudget;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::console::ConsoleLink;
+use ampoule_devices::virtio::vsock::EndpointLife;
 
 use crate::config::VmConfig;
 use crate::console::{ConsoleEnds, ConsoleHost, Consoles};
@@ -16,10 +19,11 @@ use crate::console_stream::ConsoleStream;
 use crate::control::{ControlSource, EventLoop};
 use crate::error::Error;
 use crate::guest_watch::Watched;
-use crate::handle::Shared;
+use crate::handle::{Inside, Shared};
 use crate::io_thread::WorkerLoop;
 use crate::kvm::Kvm;
 use crate::machine::{Blueprint, Machine};
+use crate::own_backends::{DiskOptions, NetOptions};
 use crate::own_devices::{self, OwnBusDevice, OwnDevices, SharedVirtio};
 use crate::passt::HelperWatch;
 use crate::threads::{ThreadHooks, VmThread};
@@ -100,6 +104,62 @@ impl VmBuilder {
         self
     }
 
+    /// Adds a disk of the program's own: `backend` behind the built-in virtio device, after the disks of the configuration.
+    /// `id` names it in messages, counters and events. Its requests are made on the VM's I/O thread, one after the other.
+    pub fn disk(
+        mut self,
+        id: impl Into<String>,
+        backend: Arc<dyn BlockBackend>,
+        options: DiskOptions,
+    ) -> Self {
+        self.own.backends.add_disk(id.into(), backend, options);
+        self
+    }
+
+    /// Adds a network of the program's own behind the built-in virtio device, after the networks of the configuration: of as
+    /// many pairs of queues as there are `backends`, 1 to 8, all of which take and leave the same.
+    pub fn net(
+        mut self,
+        id: impl Into<String>,
+        backends: Vec<Arc<dyn NetBackend>>,
+        options: NetOptions,
+    ) -> Self {
+        self.own.backends.add_net(id.into(), backends, options);
+        self
+    }
+
+    /// Puts something around the back end of the configuration's disk `id` (`disk0` and so on for those without one): to
+    /// encrypt it, to count, to inject faults. `wrapper` is called for each machine of the VM, and so again when the guest
+    /// restarts; of several for one disk, the first is the innermost. A wrapper whose
+    /// [`file`](crate::backend::BlockBackend::file) is none does all requests itself, one after the other on the VM's I/O
+    /// thread, whatever the disk's `engine` says. Who keeps the inner back end for longer than the machine keeps its image
+    /// locked, and the next one cannot be built.
+    pub fn wrap_disk(
+        mut self,
+        id: impl Into<String>,
+        wrapper: impl Fn(Arc<dyn BlockBackend>) -> io::Result<Arc<dyn BlockBackend>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        let backends = &mut self.own.backends;
+        backends.add_disk_wrapper(id.into(), Box::new(wrapper));
+        self
+    }
+
+    /// Puts something around the back ends of the configuration's network `id` (`net0` and so on), as [`Self::wrap_disk`] does
+    /// for disks. `wrapper` is called for each pair of its queues. A network whose frames the host's kernel moves (`vhost`) has
+    /// nothing to wrap.
+    pub fn wrap_net(
+        mut self,
+        id: impl Into<String>,
+        wrapper: impl Fn(Arc<dyn NetBackend>) -> io::Result<Arc<dyn NetBackend>> + Send + Sync + 'static,
+    ) -> Self {
+        let backends = &mut self.own.backends;
+        backends.add_net_wrapper(id.into(), Box::new(wrapper));
+        self
+    }
+
     /// Adds a device of the program's own at addresses of the guest's: an `Arc` of a [`BusDevice`](crate::devices::BusDevice), or
     /// an [`OwnBusDevice`] with interrupt lines, events and an entry in ACPI. `id` names it in messages and events.
     pub fn bus_device(
@@ -141,6 +201,7 @@ impl VmBuilder {
     pub fn build(self) -> Result<Vm, Error> {
         self.config.validate()?;
         self.own.check_ids(&self.config)?;
+        self.own.backends.check(&self.config)?;
         let timeline = Arc::new(self.timeline.unwrap_or_default());
         let kvm = Kvm::open()?;
         timeline.host("kvm-open");
@@ -169,7 +230,13 @@ impl VmBuilder {
         let link = console.as_ref().map(|host| link(host, buffer)).transpose();
         let link = link.map_err(Error::host("console"))?;
         let log = Arc::new(LogBudget::new(limits.log.as_bytes()));
-        let shared = Shared::new(timeline, output.clone(), link.clone(), stream);
+        let sockets = self.config.vsock.as_ref().map(|_| EndpointLife::new());
+        let sockets = sockets.transpose().map_err(Error::host("event"))?;
+        let inside = Inside {
+            console: stream,
+            vsock: sockets.as_ref().map(|life| life.endpoint().clone()),
+        };
+        let shared = Shared::new(timeline, output.clone(), link.clone(), inside);
         let shared = Arc::new(shared.map_err(Error::host("event"))?);
         output.set_observer(shared.watch.observer(Watched::Serial));
         if let Some(link) = &link {
@@ -198,6 +265,7 @@ impl VmBuilder {
             shared,
             output,
             console: link,
+            sockets,
             input_space: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map(Arc::new)
                 .map_err(Error::host("event"))?,

@@ -12,6 +12,7 @@ use crate::config::ConfigError;
 use crate::kernel::KernelError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
+use crate::own_backends::WrapError;
 use crate::own_devices::OwnDeviceError;
 use crate::passt::PasstError;
 use crate::vcpu::VcpuError;
@@ -93,6 +94,15 @@ pub enum Error {
         #[source]
         source: OwnDeviceError,
     },
+    /// The back end of a configured device cannot be wrapped.
+    #[error("cannot wrap the back end of \"{device}\"")]
+    Wrap {
+        /// The device's id.
+        device: String,
+        /// Why.
+        #[source]
+        source: WrapError,
+    },
     /// There are more virtio devices than interrupt lines.
     #[error("a VM has at most {max} virtio devices")]
     TooManyDevices {
@@ -123,6 +133,7 @@ impl Error {
             Self::Vhost(err) => err.remedy(),
             Self::Passt(err) => err.remedy(),
             Self::Vsock(err) => err.remedy(),
+            Self::Wrap { source, .. } => source.remedy(),
             Self::Console {
                 source,
                 what: "socket",

@@ -13,6 +13,7 @@ use ampoule_devices::console::ConsoleOutput;
 use ampoule_devices::legacy::power::AcpiPower;
 use ampoule_devices::virtio::block::{Resized, Resizer};
 use ampoule_devices::virtio::console::ConsoleLink;
+use ampoule_devices::virtio::vsock::VsockEndpoint;
 
 use crate::console_stream::ConsoleStream;
 use crate::events::{EventBus, Events, VmEvent};
@@ -116,6 +117,14 @@ pub enum ResizeError {
     },
 }
 
+/// What of a VM leads into the program that runs it.
+pub(crate) struct Inside {
+    /// The serial port.
+    pub(crate) console: Option<ConsoleStream>,
+    /// The guest's sockets.
+    pub(crate) vsock: Option<VsockEndpoint>,
+}
+
 /// What all threads of a VM share. Its locks are leaves, but for the lifecycle's: nobody who holds one takes another.
 pub(crate) struct Shared {
     /// The end of the present run.
@@ -130,8 +139,8 @@ pub(crate) struct Shared {
     pub(crate) events: Arc<EventBus>,
     /// The virtio console, where there is one.
     console: Option<Arc<ConsoleLink>>,
-    /// The serial port, where it leads into this program.
-    stream: Option<ConsoleStream>,
+    /// What leads into this program.
+    inside: Inside,
     /// Wakes the control thread, when it should look at its deadlines again.
     pub(crate) wake: EventFd,
     /// The present machine's power button; a restart brings another.
@@ -161,7 +170,7 @@ impl Shared {
         timeline: Arc<Timeline>,
         serial: Arc<ConsoleOutput>,
         console: Option<Arc<ConsoleLink>>,
-        stream: Option<ConsoleStream>,
+        inside: Inside,
     ) -> io::Result<Self> {
         let hvc = console
             .as_ref()
@@ -179,7 +188,7 @@ impl Shared {
             lifecycle: Lifecycle::new(events.clone()),
             events,
             console,
-            stream,
+            inside,
             wake,
             power: Mutex::new(None),
             resizers: Mutex::new(Vec::new()),
@@ -386,7 +395,42 @@ impl VmHandle {
     /// The guest's serial port, to read and to write: from its first byte on, whether it has started yet or not. None where the
     /// configuration's `serial`, or [`VmBuilder::serial`](crate::VmBuilder::serial), leads it elsewhere.
     pub fn console(&self) -> Option<ConsoleStream> {
-        self.shared.stream.clone()
+        self.shared.inside.console.clone()
+    }
+
+    /// The guest's sockets (AF_VSOCK), without a network and without a path on the host: the program connects to ports of the
+    /// guest's, and listens on ports that the guest connects to (CID 2). Valid before the start; what is asked for then waits for
+    /// the guest's driver. None where the configuration has no `vsock`.
+    ///
+    /// ```no_run
+    /// use std::io::{Read, Write};
+    /// use std::time::Duration;
+    /// use ampoule_vmm::VmBuilder;
+    /// use ampoule_vmm::config::{VmConfig, VsockConfig};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = VmConfig {
+    ///     kernel: Some("/boot/vmlinuz".into()),
+    ///     initrd: Some("agent.cpio".into()),
+    ///     vsock: Some(VsockConfig { cid: 3, socket: None }),
+    ///     ..VmConfig::default()
+    /// };
+    /// let vm = VmBuilder::new(config).build()?;
+    /// let vsock = vm.handle().vsock().expect("the configuration has one");
+    /// // The agent in the guest connects to this port when it is ready, before anybody connects to the agent.
+    /// let ready = vsock.listen(1024)?;
+    /// let vm = vm.start()?;
+    /// ready.accept_timeout(Duration::from_secs(10))?;
+    /// let mut agent = vsock.connect_timeout(1025, Duration::from_secs(1))?;
+    /// agent.write_all(b"uname -a\n")?;
+    /// let mut answer = String::new();
+    /// agent.read_to_string(&mut answer)?;
+    /// # vm.stop();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn vsock(&self) -> Option<VsockEndpoint> {
+        self.shared.inside.vsock.clone()
     }
 
     /// What happens to the VM from now on, and its end in any case.

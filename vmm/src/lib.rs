@@ -57,9 +57,11 @@
 
 #![deny(missing_docs)]
 
+pub mod backend;
 pub mod config;
 pub mod console;
 pub mod devices;
+pub mod fault;
 pub mod kernel;
 pub mod metrics;
 pub mod probe;
@@ -80,6 +82,7 @@ mod kvm;
 mod lifecycle;
 mod machine;
 mod memory;
+mod own_backends;
 mod own_devices;
 mod passt;
 mod resource_allocator;
@@ -89,6 +92,9 @@ mod virtio;
 mod vm;
 
 pub use ampoule_devices::virtio::block::Resized;
+pub use ampoule_devices::virtio::vsock::{
+    MAX_VSOCK_BACKLOG, VsockEndpoint, VsockIncoming, VsockListener, VsockStream,
+};
 pub use builder::VmBuilder;
 pub use console_stream::ConsoleStream;
 pub use control::ControlSource;
@@ -99,6 +105,7 @@ pub use handle::{ResizeError, VmHandle};
 pub use kvm::KvmError;
 pub use lifecycle::{PausedMemory, StateError, VmState};
 pub use memory::{GuestRam, MemoryError};
+pub use own_backends::{DiskOptions, NetOptions, WrapError};
 pub use own_devices::{IoEvent, OwnBusDevice, OwnDeviceError, Placed, Placement};
 pub use passt::PasstError;
 pub use threads::VmThread;

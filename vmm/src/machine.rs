@@ -13,6 +13,7 @@ use ampoule_arch::regs::{self, EntryPoint};
 use ampoule_devices::console::ConsoleOutput;
 use ampoule_devices::metrics::LogBudget;
 use ampoule_devices::virtio::console::ConsoleLink;
+use ampoule_devices::virtio::vsock::EndpointLife;
 
 use crate::config::VmConfig;
 use crate::device_manager::{DeviceManager, VirtioHost};
@@ -41,6 +42,8 @@ pub(crate) struct Blueprint {
     pub(crate) input_space: Arc<EventFd>,
     /// The virtio console's host half, where there is one.
     pub(crate) console: Option<Arc<ConsoleLink>>,
+    /// The program's end of the guest's sockets, where there are some. It goes with the VM.
+    pub(crate) sockets: Option<EndpointLife>,
     /// What the control thread does for virtio devices, in VMs that need no I/O thread for them.
     pub(crate) workers: Option<Arc<WorkerLoop>>,
     /// What may be logged of its devices.
@@ -85,6 +88,7 @@ impl Machine {
             output,
             input_space,
             console,
+            sockets,
             workers,
             helpers,
             hooks,
@@ -101,7 +105,8 @@ impl Machine {
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
-        let virtio = virtio::devices(config, &ram, console.as_ref())?;
+        let sockets = sockets.as_ref().map(EndpointLife::endpoint);
+        let virtio = virtio::devices(config, &own.backends, &ram, console.as_ref(), sockets)?;
         devices.resizers = virtio.resizers;
         if let Some(watch) = helpers {
             let waited = virtio

@@ -22,6 +22,7 @@ use ampoule_devices::virtio::{
 use crate::config::VmConfig;
 use crate::error::Error;
 use crate::events::{EventBus, VmEvent};
+use crate::own_backends::OwnBackends;
 
 /// Where a device of the owner's answers.
 ///
@@ -70,6 +71,14 @@ pub enum OwnDeviceError {
     /// Its ACPI entry cannot be.
     #[error("it has no valid ACPI entry")]
     Acpi(#[from] AcpiError),
+    /// There are too few or too many back ends for a network.
+    #[error("it has {pairs} back ends, not 1 to {max}")]
+    Pairs {
+        /// How many.
+        pairs: usize,
+        /// The most.
+        max: usize,
+    },
     /// Another device has its id.
     #[error("another device has its id")]
     Id,
@@ -207,6 +216,7 @@ impl<D: BusDevice + 'static> From<Arc<D>> for OwnBusDevice {
 pub(crate) struct OwnDevices {
     pub(crate) virtio: Vec<(String, SharedVirtio)>,
     pub(crate) bus: Vec<(String, Placement, OwnBusDevice)>,
+    pub(crate) backends: OwnBackends,
 }
 
 impl OwnDevices {
@@ -214,6 +224,7 @@ impl OwnDevices {
     pub(crate) fn check_ids(&self, config: &VmConfig) -> Result<(), Error> {
         let mut ids: BTreeSet<String> = config.device_ids().collect();
         let virtio = self.virtio.iter().map(|(id, _)| id);
+        let virtio = self.backends.ids().chain(virtio);
         for id in virtio.chain(self.bus.iter().map(|(id, ..)| id)) {
             if !ids.insert(id.clone()) {
                 return Err(Error::OwnDevice {

@@ -15,13 +15,14 @@ use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
 use ampoule_devices::virtio::console::{Console, ConsoleLink};
 use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::{self, Rng};
-use ampoule_devices::virtio::vsock::Vsock;
+use ampoule_devices::virtio::vsock::{Vsock, VsockEndpoint};
 
 use crate::config::{
     BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat, NetConfig, VmConfig,
 };
 use crate::error::Error;
 use crate::memory::GuestRam;
+use crate::own_backends::OwnBackends;
 use crate::own_devices::OwnDevices;
 use crate::passt::{Passt, PasstConfig};
 
@@ -45,28 +46,42 @@ pub(crate) struct Devices {
 /// What a device stands on cannot be opened or started.
 pub(crate) fn devices(
     config: &VmConfig,
+    own: &OwnBackends,
     ram: &GuestRam,
     console: Option<&Arc<ConsoleLink>>,
+    sockets: Option<&VsockEndpoint>,
 ) -> Result<Devices, Error> {
     let mut devices: Vec<NamedDevice> = Vec::new();
     let (mut resizers, mut helpers) = (Vec::new(), Vec::new());
     for (index, disk) in config.disk.iter().enumerate() {
         let name = disk.name(index);
-        let disk = open_disk(disk, name.clone(), config.limits.requests)?;
+        let disk = open_disk(disk, name.clone(), own, config.limits.requests)?;
         resizers.push(disk.resizer());
         devices.push((name, Box::new(disk)));
+    }
+    for disk in &own.disks {
+        let config = block_config(&disk.config, disk.id.clone())?;
+        let device = Block::new(config, disk.backend.clone(), Engine::sync());
+        resizers.push(device.resizer());
+        devices.push((disk.id.clone(), Box::new(device)));
     }
     for (index, interface) in config.net.iter().enumerate() {
         let name = interface.name(index);
         let device = match interface.user {
             true => {
-                let (device, helper) = open_user_net(interface, name.clone())?;
+                let (device, helper) = open_user_net(interface, name.clone(), own)?;
                 helpers.push(helper);
                 device
             }
-            false => open_net(interface, name.clone(), ram)?,
+            false => open_net(interface, name.clone(), own, ram)?,
         };
         devices.push((name, Box::new(device)));
+    }
+    for net in &own.nets {
+        let config = net_config(&net.config, net.id.clone());
+        let device = Net::new(config, net.backends.clone());
+        let device = device.map_err(Error::host("timer of a rate limit"))?;
+        devices.push((net.id.clone(), Box::new(device)));
     }
     if let Some(link) = console {
         devices.push(("console".into(), Box::new(Console::new(link.clone()))));
@@ -75,8 +90,9 @@ pub(crate) fn devices(
         let rng = Rng::limited(rng::limit()).map_err(Error::host("entropy device"))?;
         devices.push(("rng".into(), Box::new(rng)));
     }
-    if let Some(vsock) = &config.vsock {
-        let device = Vsock::open(vsock.cid, &vsock.socket)?;
+    if let (Some(vsock), Some(endpoint)) = (&config.vsock, sockets) {
+        let mut device = Vsock::open(vsock.cid, vsock.socket.as_deref(), endpoint)?;
+        device.limit_memory(config.limits.memory.as_bytes());
         devices.push(("vsock".into(), Box::new(device)));
     }
     Ok(Devices {
@@ -101,7 +117,7 @@ pub(crate) enum Placement {
 /// Where the work of a configuration's devices, and of those that its owner brings, is done.
 pub(crate) fn placement(config: &VmConfig, own: &OwnDevices) -> Placement {
     let busy = !config.disk.is_empty() || !config.net.is_empty() || config.vsock.is_some();
-    if busy || !own.virtio.is_empty() {
+    if busy || !own.virtio.is_empty() || own.backends.has_devices() {
         Placement::IoThread
     } else if config.rng || config.console.is_some() {
         Placement::ControlThread
@@ -110,7 +126,12 @@ pub(crate) fn placement(config: &VmConfig, own: &OwnDevices) -> Placement {
     }
 }
 
-fn open_disk(disk: &DiskConfig, name: String, requests: u16) -> Result<Block, Error> {
+fn open_disk(
+    disk: &DiskConfig,
+    name: String,
+    own: &OwnBackends,
+    requests: u16,
+) -> Result<Block, Error> {
     let options = OpenDisk {
         path: &disk.path,
         read_only: disk.readonly,
@@ -122,6 +143,15 @@ fn open_disk(disk: &DiskConfig, name: String, requests: u16) -> Result<Block, Er
         DiskFormat::Raw => Arc::new(RawDisk::open(&options)?),
         DiskFormat::Qcow2 => open_qcow2(&options, disk.backing == BackingFiles::Allow)?,
     };
+    let (image, wrapped) = own.around_disk(&name, image)?;
+    let engine = match wrapped && image.file().is_none() {
+        true => Engine::sync(),
+        false => engine(disk, &*image, requests)?,
+    };
+    Ok(Block::new(block_config(disk, name)?, image, engine))
+}
+
+fn block_config(disk: &DiskConfig, name: String) -> Result<BlockConfig, Error> {
     let limit = disk.limit();
     let limiter = match limit.is_some() {
         true => {
@@ -130,7 +160,7 @@ fn open_disk(disk: &DiskConfig, name: String, requests: u16) -> Result<Block, Er
         }
         false => None,
     };
-    let config = BlockConfig {
+    Ok(BlockConfig {
         serial: disk.serial.clone().unwrap_or_else(|| name.clone()),
         name,
         cache: match disk.cache {
@@ -141,9 +171,7 @@ fn open_disk(disk: &DiskConfig, name: String, requests: u16) -> Result<Block, Er
         queues: disk.queues,
         limiter,
         poll: disk.poll.as_duration(),
-    };
-    let engine = engine(disk, &*image, requests)?;
-    Ok(Block::new(config, image, engine))
+    })
 }
 
 #[cfg(feature = "qcow2")]
@@ -182,7 +210,12 @@ fn engine(disk: &DiskConfig, image: &dyn BlockBackend, requests: u16) -> Result<
     }
 }
 
-fn open_net(interface: &NetConfig, name: String, ram: &GuestRam) -> Result<Net, Error> {
+fn open_net(
+    interface: &NetConfig,
+    name: String,
+    own: &OwnBackends,
+    ram: &GuestRam,
+) -> Result<Net, Error> {
     let taps = match interface.fd {
         Some(fd) => vec![Tap::inherit(fd)?],
         None => Tap::open(
@@ -198,11 +231,18 @@ fn open_net(interface: &NetConfig, name: String, ram: &GuestRam) -> Result<Net, 
             .collect::<Result<_, _>>()?;
         return Net::with_vhost(config, kernels).map_err(Error::host("vhost device"));
     }
-    let backends = taps.into_iter().map(|tap| Arc::new(tap) as _).collect();
+    let backends = taps
+        .into_iter()
+        .map(|tap| own.around_net(&config.name, Arc::new(tap)))
+        .collect::<Result<_, _>>()?;
     Net::new(config, backends).map_err(Error::host("timer of a rate limit"))
 }
 
-fn open_user_net(interface: &NetConfig, name: String) -> Result<(Net, Passt), Error> {
+fn open_user_net(
+    interface: &NetConfig,
+    name: String,
+    own: &OwnBackends,
+) -> Result<(Net, Passt), Error> {
     let config = net_config(interface, name);
     let (passt, socket) = Passt::start(&PasstConfig {
         name: &config.name,
@@ -211,8 +251,8 @@ fn open_user_net(interface: &NetConfig, name: String) -> Result<(Net, Passt), Er
         forward: &interface.forward,
     })?;
     let stream = FrameStream::new(socket).map_err(Error::host("connection with passt"))?;
-    let net =
-        Net::new(config, vec![Arc::new(stream)]).map_err(Error::host("timer of a rate limit"))?;
+    let backend = own.around_net(&config.name, Arc::new(stream))?;
+    let net = Net::new(config, vec![backend]).map_err(Error::host("timer of a rate limit"))?;
     Ok((net, passt))
 }
 

@@ -69,6 +69,11 @@ pub trait BlockBackend: Send + Sync {
     /// The host's.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
 
+    /// Whether requests that follow one another on the disk may be made by one call; else each has its own.
+    fn joins_requests(&self) -> bool {
+        true
+    }
+
     /// The file that has every byte of the disk at its own offset, for an engine that reads and writes it by itself; none
     /// where the bytes are elsewhere.
     fn file(&self) -> Option<BorrowedFd<'_>> {

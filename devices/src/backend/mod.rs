@@ -2,6 +2,9 @@
 
 mod direct;
 pub mod disk;
+pub mod fault;
+pub mod fault_block;
+pub mod fault_net;
 pub mod fd_sink;
 pub mod frame_stream;
 pub mod net;

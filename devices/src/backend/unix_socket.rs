@@ -46,6 +46,9 @@ pub enum SocketError {
         #[source]
         source: io::Error,
     },
+    /// The host has nothing to wait for sockets with.
+    #[error("cannot wait for sockets")]
+    Wait(#[source] io::Error),
 }
 
 impl SocketError {
@@ -60,7 +63,7 @@ impl SocketError {
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("create the folder first".into())
             }
-            Self::Listen { .. } => None,
+            Self::Listen { .. } | Self::Wait(_) => None,
         }
     }
 }

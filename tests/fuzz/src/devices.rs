@@ -12,7 +12,7 @@ use ampoule_devices::virtio::block::{Block, BlockConfig, CacheMode, Engine};
 use ampoule_devices::virtio::console::{Console, ConsoleLink};
 use ampoule_devices::virtio::net::{Net, NetConfig, mac_of};
 use ampoule_devices::virtio::rng::Rng;
-use ampoule_devices::virtio::vsock::Vsock;
+use ampoule_devices::virtio::vsock::{EndpointLife, Vsock};
 
 use crate::backends::{DISK, MemoryDisk, MemoryNet};
 
@@ -102,7 +102,8 @@ pub const CID: u32 = 3;
 
 /// A socket device at [`vsock_path`].
 pub fn vsock() -> Vsock {
-    Vsock::open(CID, &vsock_path()).expect("no socket")
+    let life = EndpointLife::new().expect("no event");
+    Vsock::open(CID, Some(&vsock_path()), life.endpoint()).expect("no socket")
 }
 
 /// The socket at which programs of the host connect.

@@ -22,6 +22,7 @@ mod qemu;
 mod registry;
 mod say;
 mod shared;
+mod stranger;
 mod suite;
 mod terminal;
 mod tools;

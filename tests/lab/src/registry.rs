@@ -131,8 +131,11 @@ fn wrong_files(package: &str, files: &[&str]) -> Vec<String> {
                 .extension()
                 .is_some_and(|extension| extension == "rs")
     };
-    let is_known =
-        |file: &str| REQUIRED.contains(&file) || ALLOWED.contains(&file) || is_source(file);
+    // An example may bring what its guest is made of.
+    let is_known = |file: &str| {
+        let known = REQUIRED.contains(&file) || ALLOWED.contains(&file);
+        known || is_source(file) || file.starts_with("examples/")
+    };
     let stray = files.iter().filter(|file| !is_known(file));
     let stray = stray.map(|file| format!("{package}: {file} does not belong in it"));
     missing.chain(stray).collect()

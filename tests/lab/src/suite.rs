@@ -21,6 +21,7 @@ use crate::host::Cpu;
 use crate::kernels::{Kernel, Version};
 use crate::packages::Packages;
 use crate::project::Project;
+use crate::stranger;
 use crate::verdict::Verdict;
 use crate::{api, fuzz, registry, tools};
 
@@ -33,6 +34,7 @@ pub(crate) const BINARY: &str = "AMPOULE_BIN";
 pub(crate) const KERNELS: &str = "AMPOULE_TEST_KERNELS";
 pub(crate) const TOOLS: &str = "AMPOULE_TEST_TOOLS";
 const THOROUGH: &str = "AMPOULE_TEST_THOROUGH";
+const STRANGER: &str = "AMPOULE_TEST_STRANGER";
 
 /// What to run.
 pub(crate) struct Plan {
@@ -101,6 +103,8 @@ struct Suite<'a> {
     plan: &'a Plan,
     logs: PathBuf,
     totals: Totals,
+    /// The program of docs/embedding.md, where it has been built.
+    stranger: Option<PathBuf>,
 }
 
 impl<'a> Suite<'a> {
@@ -112,6 +116,7 @@ impl<'a> Suite<'a> {
             plan,
             logs,
             totals: Totals::default(),
+            stranger: None,
         })
     }
 
@@ -258,6 +263,7 @@ impl<'a> Suite<'a> {
             Ok(tools) => tools,
             Err(error) => return self.totals.fail("preparation", &error),
         };
+        self.build_stranger();
         for (name, program) in &tests {
             if name != "linux" {
                 self.tests(name, self.program(program, &tools));
@@ -282,6 +288,17 @@ impl<'a> Suite<'a> {
             ) {
                 self.totals.fail("linux", &error);
             }
+        }
+    }
+
+    /// Builds the program of docs/embedding.md, which a test of Linux guests runs.
+    fn build_stranger(&mut self) {
+        match stranger::build(self.project) {
+            Ok((command, program)) => {
+                self.check("embedding.md", command);
+                self.stranger = program.exists().then_some(program);
+            }
+            Err(error) => self.totals.fail("embedding.md", &error),
         }
     }
 
@@ -311,6 +328,7 @@ impl<'a> Suite<'a> {
             (KERNELS, self.project.lab.join("kernels")),
             (TOOLS, tools.to_owned()),
         ];
+        environment.extend(self.stranger.clone().map(|program| (STRANGER, program)));
         if self.plan.thorough {
             environment.push((THOROUGH, "1".into()));
         }
@@ -320,6 +338,15 @@ impl<'a> Suite<'a> {
     /// The integration tests' programs, built.
     fn programs(&self) -> Result<Programs> {
         let log = self.logs.join("build-integration-tests.log");
+        // They run the library's examples.
+        let mut command = self.project.cargo();
+        command.args(["build", "--package", "ampoule-vmm", "--examples"]);
+        if !logged(&mut command, &log)? {
+            bail!(
+                "the examples do not build:\n{}",
+                fs::read_to_string(&log).unwrap_or_default()
+            );
+        }
         let mut command = self.project.cargo();
         command.args(["test", "--package", "ampoule-tests", "--tests", "--no-run"]);
         command.args(["--message-format", "json-render-diagnostics"]);

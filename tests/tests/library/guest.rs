@@ -20,7 +20,7 @@ impl Printed {
         }
     }
 
-    /// All that has been waited for.
+    /// What has been waited for, and what came with it.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use std::{io, thread};
 
 use ampoule_tests::guests;
+use ampoule_vmm::config::{VmConfig, VsockConfig};
 use ampoule_vmm::{ExitReason, VmBuilder, VmEvent, VmHandle, VmThread};
 
 use crate::guest::{Printed, config, ready};
@@ -168,4 +169,46 @@ pub(crate) fn vms_of_one_process_do_not_notice_each_other() {
     assert_eq!(steady.exit_reason(), None);
     input.write_all(b"q").unwrap();
     assert_eq!(steady.wait(), ExitReason::PowerOff);
+}
+
+/// Without a driver, connections wait; and all that waits fails with the VM's end, whether it ran or not.
+pub(crate) fn vsock_waits_for_a_driver_and_ends_with_its_vm() {
+    let config = || VmConfig {
+        vsock: Some(VsockConfig {
+            cid: 3,
+            socket: None,
+        }),
+        ..config(guests::COUNTER, 1)
+    };
+    let broken = |outcome: io::Error| assert_eq!(outcome.kind(), io::ErrorKind::BrokenPipe);
+    let vm = VmBuilder::new(config()).build().unwrap();
+    let vsock = vm.handle().vsock().unwrap();
+    let listener = vsock.listen(7).unwrap();
+    let early = vsock.connect_timeout(52, Duration::from_millis(1));
+    assert_eq!(early.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    let vm = vm.start().unwrap();
+    let mut console = Printed::of(&vm);
+    console.wait_for("ready", 1);
+    thread::scope(|scope| {
+        let connecting = scope.spawn(|| vsock.connect(52));
+        let accepting = scope.spawn(|| listener.accept());
+        vm.reset().unwrap();
+        console.wait_for("ready", 2);
+        let taken = vsock.listen(7).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        vm.stop();
+        vm.wait();
+        broken(connecting.join().unwrap().unwrap_err());
+        broken(accepting.join().unwrap().unwrap_err());
+    });
+    broken(vm.vsock().unwrap().connect(52).unwrap_err());
+
+    let unstarted = VmBuilder::new(config()).build().unwrap();
+    let vsock = unstarted.handle().vsock().unwrap();
+    thread::scope(|scope| {
+        let connecting = scope.spawn(|| vsock.connect(52));
+        drop(unstarted);
+        broken(connecting.join().unwrap().unwrap_err());
+    });
+    assert!(ready(guests::COUNTER, 1).0.vsock().is_none());
 }

@@ -1,12 +1,16 @@
 //! Linux guests in VMs of this process: the library, as a program that embeds it uses it.
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use ampoule_tests::harness::{kernel, tools};
-use ampoule_vmm::config::{DiskConfig, DiskEngine, MemorySize, NetConfig, VmConfig};
-use ampoule_vmm::{ConsoleStream, ExitReason, VmBuilder, VmHandle, VmState};
+use ampoule_vmm::config::{DiskConfig, DiskEngine, MemorySize, NetConfig, VmConfig, VsockConfig};
+use ampoule_vmm::devices::{BusDevice, EventFd, EventLine};
+use ampoule_vmm::{ConsoleStream, ExitReason, VmBuilder, VmHandle, VmState, VsockStream};
+use ampoule_vmm::{OwnBusDevice, Placement};
 
 use crate::guest::{LOAD_TOOLS, LOAD_VIRTIO, initramfs};
 use crate::net::host;
@@ -241,4 +245,109 @@ pub(crate) fn twenty_resets_in_a_row() {
     }
     guest.expect("guest ready: ");
     guest.power_off();
+}
+
+/// Answers every read with a number of its own.
+struct Answers;
+
+impl BusDevice for Answers {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0x2a);
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) {}
+}
+
+/// Linux has a device of the program's own where its ACPI entry says that it is.
+pub(crate) fn a_device_of_the_programs_own_is_found_by_acpi() {
+    let mmio = Placement::Mmio {
+        base: None,
+        size: 0x1000,
+    };
+    let port = Placement::Port {
+        base: 0x920,
+        len: 8,
+    };
+    let device = |name| {
+        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        OwnBusDevice::from(Arc::new(Answers))
+            .interrupt(Arc::new(EventLine::new(event)))
+            .acpi_device(name, "ACME0001")
+    };
+    let builder = VmBuilder::new(config())
+        .bus_device("one", mmio, device("ONE_"))
+        .bus_device("two", port, device("TWO_"));
+    let mut guest = Guest::boot(builder);
+    let said = guest.ask("cat /sys/bus/acpi/devices/ACME0001:0*/path");
+    assert!(
+        said.contains("\\_SB_.ONE_") && said.contains("\\_SB_.TWO_"),
+        "{said}"
+    );
+    let said = guest.ask("grep ACME0001 /proc/iomem /proc/ioports");
+    assert!(said.contains("d0000000-d0000fff"), "{said}");
+    assert!(said.contains("0920-0927"), "{said}");
+    let said = guest.ask("devmem 0xd0000000 32");
+    assert!(said.contains("0x2A2A2A2A"), "{said}");
+    guest.power_off();
+}
+
+/// Sends back what comes, to its end.
+fn echo(mut stream: &VsockStream) -> u64 {
+    let count = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    count
+}
+
+/// Refused where nobody listens, echoed elsewhere, both ways, without a path on the host; ended with the VM.
+pub(crate) fn the_program_talks_to_its_guest_by_vsock() {
+    const LEN: usize = 1 << 20;
+    let config = VmConfig {
+        vsock: Some(VsockConfig {
+            cid: 3,
+            socket: None,
+        }),
+        ..config()
+    };
+    let mut guest = Guest::boot(VmBuilder::new(config));
+    guest.ask(LOAD_VIRTIO);
+    let vsock = guest.vm.vsock().unwrap();
+    let refused = vsock.connect_timeout(51, PATIENCE).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    guest.send("vsock_echo listen 52");
+    guest.expect("vsock listens");
+    let mut stream = vsock.connect_timeout(52, PATIENCE).unwrap();
+    let bytes: Vec<u8> = (0..LEN).map(|at| (at / 251) as u8 ^ at as u8).collect();
+    let echoed = thread::scope(|scope| {
+        let mut sender = stream.try_clone().unwrap();
+        let bytes = &bytes;
+        scope.spawn(move || {
+            sender.write_all(bytes).unwrap();
+            sender.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut echoed = Vec::new();
+        stream.read_to_end(&mut echoed).unwrap();
+        echoed
+    });
+    assert!(echoed == bytes, "{} bytes came back", echoed.len());
+    guest.expect("vsock echoed");
+
+    let refused = "vsock_echo connect 1234 1 2>&1 | grep 'reset by peer'";
+    guest.ask(refused);
+    let listener = vsock.listen(1234).unwrap();
+    guest.send(&format!("vsock_echo connect 1234 {LEN}"));
+    let stream = listener.accept_timeout(PATIENCE).unwrap();
+    assert_eq!(echo(&stream), LEN as u64);
+    guest.expect("vsock transferred");
+    drop(listener);
+    guest.ask(refused);
+
+    guest.send("vsock_echo listen 53");
+    guest.expect("vsock listens");
+    let mut stream = vsock.connect_timeout(53, PATIENCE).unwrap();
+    guest.vm.stop();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    assert_eq!(guest.vm.wait(), ExitReason::Stopped);
+    let ended = vsock.connect(53).unwrap_err();
+    assert_eq!(ended.kind(), std::io::ErrorKind::BrokenPipe);
 }

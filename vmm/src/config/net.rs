@@ -97,7 +97,7 @@ impl NetConfig {
         }
     }
 
-    fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Self {
             tap: None,
             fd: None,

@@ -14,8 +14,8 @@ use crate::passt::MAX_MTU;
 use crate::resource_allocator::MAX_DEVICES;
 
 use super::{
-    BackingFiles, ConsoleConfig, DiskEngine, DiskFormat, Forward, HugePages, MAX_CPUS, MacAddress,
-    MemoryBacking, MemorySize, Span, VmConfig,
+    BackingFiles, ConsoleConfig, DiskConfig, DiskEngine, DiskFormat, Forward, HugePages, MAX_CPUS,
+    MacAddress, MemoryBacking, MemorySize, NetConfig, Span, VmConfig,
 };
 
 /// Why a configuration cannot be a VM.
@@ -338,6 +338,44 @@ impl ConfigError {
     }
 }
 
+impl DiskConfig {
+    /// Judges the device, whatever its data is kept in.
+    pub(crate) fn check_device(&self, name: &str) -> Result<(), ConfigError> {
+        let (queues, max) = (self.queues, MAX_QUEUES);
+        if !(1..=max).contains(&queues) {
+            let name = name.to_owned();
+            return Err(ConfigError::DiskQueues { name, queues, max });
+        }
+        for rate in self.rates() {
+            rate.check(name)?;
+        }
+        if self.poll.as_duration() > Duration::from_millis(1) {
+            let (name, poll) = (name.to_owned(), self.poll);
+            return Err(ConfigError::DiskPoll { name, poll });
+        }
+        Ok(())
+    }
+}
+
+impl NetConfig {
+    /// Judges the device, wherever its frames go.
+    pub(crate) fn check_device(&self, name: &str) -> Result<(), ConfigError> {
+        const MIN_MTU: u16 = 68;
+        if let Some(mac) = self.mac.filter(|mac| !mac.is_station()) {
+            let name = name.to_owned();
+            return Err(ConfigError::NetMac { name, mac });
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu < MIN_MTU) {
+            let (name, min) = (name.to_owned(), MIN_MTU);
+            return Err(ConfigError::NetMtu { name, mtu, min });
+        }
+        for rate in self.rates() {
+            rate.check(name)?;
+        }
+        Ok(())
+    }
+}
+
 impl VmConfig {
     /// Checks every field, alone and against the others. Asks nothing of the host.
     ///
@@ -380,17 +418,18 @@ impl VmConfig {
             if !(min..=max).contains(&cid) {
                 return Err(ConfigError::VsockCid { cid, min, max });
             }
-            if vsock.socket.as_os_str().is_empty() {
+            if vsock
+                .socket
+                .as_ref()
+                .is_some_and(|path| path.as_os_str().is_empty())
+            {
                 return Err(ConfigError::VsockPath);
             }
         }
         let mut names = BTreeSet::new();
         for (index, disk) in self.disk.iter().enumerate() {
             let name = disk.name(index);
-            let (queues, max) = (disk.queues, MAX_QUEUES);
-            if !(1..=max).contains(&queues) {
-                return Err(ConfigError::DiskQueues { name, queues, max });
-            }
+            disk.check_device(&name)?;
             let contradiction = match (disk.format, disk.engine, disk.backing) {
                 (DiskFormat::Qcow2, Some(DiskEngine::IoUring), _) => {
                     Some(("engine=io_uring", "format=qcow2"))
@@ -404,13 +443,6 @@ impl VmConfig {
                     first,
                     second,
                 });
-            }
-            for rate in disk.rates() {
-                rate.check(&name)?;
-            }
-            if disk.poll.as_duration() > Duration::from_millis(1) {
-                let poll = disk.poll;
-                return Err(ConfigError::DiskPoll { name, poll });
             }
             if let Some(size) = disk.size
                 && (size.as_bytes() == 0 || !size.as_bytes().is_multiple_of(SECTOR))
@@ -450,7 +482,6 @@ impl VmConfig {
     }
 
     fn validate_net(&self) -> Result<(), ConfigError> {
-        const MIN_MTU: u16 = 68;
         let (mut names, mut taps) = (BTreeSet::new(), BTreeSet::new());
         let mut ports: Vec<Forward> = Vec::new();
         for (index, interface) in self.net.iter().enumerate() {
@@ -490,13 +521,7 @@ impl VmConfig {
                 }
                 ports.push(*forward);
             }
-            if let Some(mac) = interface.mac.filter(|mac| !mac.is_station()) {
-                return Err(ConfigError::NetMac { name, mac });
-            }
-            if let Some(mtu) = interface.mtu.filter(|mtu| *mtu < MIN_MTU) {
-                let min = MIN_MTU;
-                return Err(ConfigError::NetMtu { name, mtu, min });
-            }
+            interface.check_device(&name)?;
             let (queues, max) = (interface.queues, MAX_PAIRS);
             if !(1..=max).contains(&queues) {
                 return Err(ConfigError::NetQueues { name, queues, max });
@@ -506,9 +531,6 @@ impl VmConfig {
             }
             if interface.vhost && interface.limit().is_some() {
                 return Err(ConfigError::NetVhostLimit { name });
-            }
-            for rate in interface.rates() {
-                rate.check(&name)?;
             }
             if let Some(tap) = tap
                 && !taps.insert(tap.clone())

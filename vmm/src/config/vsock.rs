@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// let config = VmConfig {
 ///     kernel: Some("vmlinux".into()),
-///     vsock: Some(VsockConfig { cid: 3, socket: "/run/vm/vsock".into() }),
+///     vsock: Some(VsockConfig { cid: 3, socket: Some("/run/vm/vsock".into()) }),
 ///     ..VmConfig::default()
 /// };
 /// assert!(config.validate().is_ok());
@@ -23,5 +23,8 @@ pub struct VsockConfig {
     pub cid: u32,
     /// A Unix socket that is listened on: a program that writes `CONNECT <port>` and a newline to it is connected with that
     /// port of the guest. A guest that connects to port P of the host is connected with the socket at this path, `_` and P.
-    pub socket: PathBuf,
+    /// Without one, only the program that runs the VM reaches the guest, by
+    /// [`VmHandle::vsock`](crate::VmHandle::vsock): the command line needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
 }

@@ -393,3 +393,35 @@ fn what_acpi_cannot_say_is_refused() {
 fn a_device_may_end_at_4_gib() {
     Memory::new(1, &[virtio(0xffff_f000, 23)]);
 }
+
+#[test]
+fn a_custom_device_has_its_name_id_and_resources() {
+    let mmio = AddressRange::Mmio {
+        base: 0xd000_0000,
+        size: 0x1000,
+    };
+    let aml = custom_device("ACM0", "ACME0001", mmio, &[9, 10]).unwrap();
+    // DeviceOp, then a length, then the name (ACPI 6.5, 20.2.5.2).
+    assert_eq!(aml[..2], [0x5b, 0x82]);
+    let has = |bytes: &[u8]| aml.windows(bytes.len()).any(|window| window == bytes);
+    assert!(has(b"ACM0") && has(b"_HID\x0dACME0001\0") && has(b"_CRS"));
+    // Memory32Fixed, writable; two extended interrupts: consumer, edge, active high, exclusive (6.4.3.4 and 6.4.3.6).
+    assert!(has(&[0x86, 9, 0, 1, 0, 0, 0, 0xd0, 0, 0x10, 0, 0]));
+    assert!(has(&[0x89, 6, 0, 3, 1, 9, 0, 0, 0]));
+    assert!(has(&[0x89, 6, 0, 3, 1, 10, 0, 0, 0]));
+
+    for name in ["ACM", "ACME0", "acm0", "0ACM", "AC M"] {
+        let error = custom_device(name, "ACME0001", mmio, &[]).unwrap_err();
+        assert_eq!(error, AcpiError::Name { name: name.into() });
+    }
+    for range in [
+        AddressRange::Mmio {
+            base: 1 << 32,
+            size: 1,
+        },
+        AddressRange::Port { base: 0, len: 256 },
+    ] {
+        let error = custom_device("ACM0", "ACME0001", range, &[]).unwrap_err();
+        assert!(matches!(error, AcpiError::Range { .. }), "{error}");
+    }
+}

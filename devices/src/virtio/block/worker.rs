@@ -31,6 +31,8 @@ pub(super) struct BlockWorker {
     disk: Disk,
     engine: Engine,
     limiter: Option<Arc<RateLimiter>>,
+    /// Whether several transfers may be made by one call.
+    joins: bool,
     chain: Chain,
     batch: Batch,
     waiting: Waiting,
@@ -97,6 +99,7 @@ impl BlockWorker {
             ring.attach(queue.memory());
         }
         Self {
+            joins: engine.ring().is_none() && disk.backend.joins_requests(),
             queues,
             disk,
             engine,
@@ -119,6 +122,7 @@ impl BlockWorker {
         work(&mut Turn {
             queues: &mut self.queues,
             disk: &self.disk,
+            joins: self.joins,
             chain: &mut self.chain,
             batch: &mut self.batch,
             limiter: self.limiter.as_deref(),
@@ -195,6 +199,7 @@ enum Taken {
 struct Turn<'a> {
     queues: &'a mut [ActiveQueue],
     disk: &'a Disk,
+    joins: bool,
     chain: &'a mut Chain,
     batch: &'a mut Batch,
     limiter: Option<&'a RateLimiter>,
@@ -308,9 +313,7 @@ impl Turn<'_> {
 
     /// Whether a transfer may be one of several that are made by one call.
     fn joins(&self, transfer: &Transfer) -> bool {
-        self.ring.is_none()
-            && transfer.kind != TransferKind::Flush
-            && !self.disk.needs_flush(transfer)
+        self.joins && transfer.kind != TransferKind::Flush && !self.disk.needs_flush(transfer)
     }
 
     /// Makes the transfers of the batch, and gives their requests back.

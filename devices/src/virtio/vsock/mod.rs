@@ -1,8 +1,9 @@
 //! The socket device. Virtio 1.2, section 5.10: stream sockets between guest and host, without a network.
 //!
-//! On the host they are Unix sockets, by the convention of other VMMs. The device listens at PATH: a program that connects
+//! On the host they are Unix sockets, by the convention of other VMMs. The device may listen at PATH: a program that connects
 //! there writes `CONNECT <port>\n`, reads `OK <host port>\n` when the guest has accepted, and then talks to the guest's port.
-//! A guest that connects to port P of the host (CID 2) reaches the socket at `PATH_P`.
+//! A guest that connects to port P of the host (CID 2) reaches the socket at `PATH_P`. The program that runs the VM has its own end
+//! of them, a [`VsockEndpoint`], which needs no path; a port that is listened on there is not looked for elsewhere.
 //!
 //! `packet` is the header, `connection` one stream with its credit, `muxer` all of them; here are the rings.
 //!
@@ -17,6 +18,7 @@
 
 mod connection;
 mod counters;
+mod endpoint;
 mod muxer;
 mod packet;
 #[cfg(test)]
@@ -37,7 +39,10 @@ use super::queue::{ActiveQueue, Chain, slices};
 use crate::backend::unix_socket::{ListeningSocket, MAX_PATH, SocketError};
 use connection::BUF_ALLOC;
 use counters::Counters;
-use muxer::{HostSide, Muxer};
+pub use endpoint::{
+    EndpointLife, MAX_VSOCK_BACKLOG, VsockEndpoint, VsockIncoming, VsockListener, VsockStream,
+};
+use muxer::{DEFAULT_SPACE, HostSide, Muxer};
 use packet::{HEADER_SIZE, Header, op};
 
 /// The lowest context id of a guest: those below are the hypervisor's, the loopback's and the host's.
@@ -62,23 +67,33 @@ const MAX_PAYLOAD: usize = 64 << 10;
 pub struct Vsock {
     cid: u32,
     host: Arc<HostSide>,
+    space: u32,
 }
 
 impl Vsock {
-    /// The device of the guest with this context id, which programs of the host reach by the socket at `path`.
+    /// The device of the guest with this context id, which this program reaches by `endpoint`, and others by the socket at
+    /// `path`, if there is to be one.
     ///
     /// # Errors
     /// The socket cannot be listened on.
-    pub fn open(cid: u32, path: &Path) -> Result<Self, SocketError> {
-        let listener = ListeningSocket::open(path, MAX_SOCKET_PATH)?;
-        let host = HostSide::new(listener).map_err(|source| SocketError::Listen {
-            path: path.to_path_buf(),
-            source,
-        })?;
+    pub fn open(
+        cid: u32,
+        path: Option<&Path>,
+        endpoint: &VsockEndpoint,
+    ) -> Result<Self, SocketError> {
+        let listener = path.map(|path| ListeningSocket::open(path, MAX_SOCKET_PATH));
+        let host = HostSide::new(listener.transpose()?, endpoint.clone());
         Ok(Self {
             cid,
-            host: Arc::new(host),
+            host: Arc::new(host.map_err(SocketError::Wait)?),
+            space: DEFAULT_SPACE,
         })
+    }
+
+    /// Keeps at most so many bytes of the guest's that its peers have yet to read, besides the 16 KiB that each connection has in
+    /// any case.
+    pub fn limit_memory(&mut self, bytes: u64) {
+        self.space = u32::try_from(bytes).unwrap_or(u32::MAX);
     }
 }
 
@@ -118,6 +133,8 @@ impl VirtioDevice for Vsock {
             }
         }
         let counters = Arc::new(Counters::new(context.metrics));
+        let mut muxer = Muxer::new(self.cid, self.host.clone(), counters.clone());
+        muxer.set_space(self.space);
         Ok(Box::new(VsockWorker {
             rx: rx.ok_or(ActivateError::MissingQueue { index: RX })?,
             tx: tx.ok_or(ActivateError::MissingQueue { index: TX })?,
@@ -127,7 +144,7 @@ impl VirtioDevice for Vsock {
             tx_chain: Chain::new(),
             tx_stalled: false,
             payload: Vec::new(),
-            muxer: Muxer::new(self.cid, self.host.clone(), counters.clone()),
+            muxer,
             host: self.host.clone(),
             counters,
         }))

@@ -3,7 +3,7 @@
 //! Sockets are waited for with an epoll instance of the device's own, edge-triggered: a connection remembers that it could
 //! be read until reading gave nothing, so that neither a guest without buffers nor one without credit makes the thread spin.
 //!
-//! Bounds: [`MAX_CONNECTIONS`], with at most [`SPACE`] bytes from the guest together, and [`LEAST_SPACE`] for each beyond that; [`MAX_RESETS`]
+//! Bounds: [`MAX_CONNECTIONS`], with at most [`DEFAULT_SPACE`] bytes from the guest together, unless told otherwise, and [`LEAST_SPACE`] for each beyond that; [`MAX_RESETS`]
 //! answers to packets that belong to no connection, beyond which the guest's packets wait; one entry per connection in
 //! the list of those that have something for the guest.
 
@@ -18,13 +18,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::connection::{BUF_ALLOC, Connection, Ports, Verdict};
 use super::counters::Counters;
+use super::endpoint::VsockEndpoint;
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
 use crate::backend::unix_socket::{self, ListeningSocket};
 
 /// The most connections at a time.
 pub(super) const MAX_CONNECTIONS: usize = 4096;
 /// Space for bytes from the guest that is shared out; a new connection gets an eighth of what is left, and [`BUF_ALLOC`] at most.
-const SPACE: u32 = 64 << 20;
+pub(super) const DEFAULT_SPACE: u32 = 64 << 20;
 /// What each gets at least.
 const LEAST_SPACE: u32 = 16 << 10;
 /// The most resets that wait for a buffer.
@@ -37,28 +38,42 @@ const ACCEPT_BATCH: usize = 16;
 const FIRST_PORT: u32 = 1 << 30;
 /// The listening socket's token; connections have others.
 const LISTENER: u64 = 0;
+/// That of the program that runs the VM. No connection ever has that number.
+const ENDPOINT: u64 = u64::MAX;
 
 /// The sockets of the host, kept while the guest's driver comes and goes.
 pub(super) struct HostSide {
-    pub(super) listener: ListeningSocket,
+    listener: Option<ListeningSocket>,
+    /// The program that runs the VM.
+    endpoint: VsockEndpoint,
     pub(super) epoll: Epoll,
 }
 
 impl HostSide {
-    pub(super) fn new(listener: ListeningSocket) -> io::Result<Self> {
+    pub(super) fn new(
+        listener: Option<ListeningSocket>,
+        endpoint: VsockEndpoint,
+    ) -> io::Result<Self> {
         let side = Self {
             listener,
+            endpoint,
             epoll: Epoll::new()?,
         };
         side.listen(ControlOperation::Add)?;
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, ENDPOINT);
+        let (add, asked) = (ControlOperation::Add, side.endpoint.asked());
+        side.epoll.ctl(add, asked, event)?;
         Ok(side)
     }
 
     /// Has the listener's readiness told, even where it was told before.
     fn listen(&self, operation: ControlOperation) -> io::Result<()> {
+        let Some(listener) = &self.listener else {
+            return Ok(());
+        };
         let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let event = EpollEvent::new(events, LISTENER);
-        self.epoll.ctl(operation, self.listener.as_raw_fd(), event)
+        self.epoll.ctl(operation, listener.as_raw_fd(), event)
     }
 
     fn watch(&self, fd: RawFd, id: u64) -> io::Result<()> {
@@ -78,6 +93,8 @@ pub(super) struct Muxer {
     /// Those that have something for the guest, in turn.
     ready: VecDeque<u64>,
     resets: VecDeque<Header>,
+    /// Space that is shared out.
+    most_space: u32,
     /// Space that connections have.
     space: u32,
     last_id: u64,
@@ -96,6 +113,7 @@ impl Muxer {
             by_ports: HashMap::new(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
+            most_space: DEFAULT_SPACE,
             space: 0,
             last_id: LISTENER,
             next_port: FIRST_PORT,
@@ -104,7 +122,13 @@ impl Muxer {
         };
         // The muxer of the driver before this one may have been told of clients that it left.
         muxer.listen_again();
+        muxer.host.endpoint.remind();
         muxer
+    }
+
+    /// Shares out so much space, instead of the usual.
+    pub(super) fn set_space(&mut self, bytes: u32) {
+        self.most_space = bytes;
     }
 
     /// Whether another packet of the guest's can be answered.
@@ -157,7 +181,7 @@ impl Muxer {
 
     fn on_request(&mut self, header: &Header, ports: Ports) {
         let stream = if self.connections.len() < MAX_CONNECTIONS {
-            self.dial(ports.host)
+            self.dial(ports)
         } else {
             self.counters.too_many();
             None
@@ -176,9 +200,17 @@ impl Muxer {
         }
     }
 
-    /// Connects to the socket that stands for a port of the host.
-    fn dial(&self, port: u32) -> Option<UnixStream> {
-        let mut path = self.host.listener.path().as_os_str().to_owned();
+    /// Connects to whoever listens on a port of the host: the program that runs the VM, or the socket that stands for the port.
+    fn dial(&self, Ports { host: port, guest }: Ports) -> Option<UnixStream> {
+        match self.host.endpoint.dial(port, guest) {
+            Ok(None) => {}
+            Ok(stream) => return stream,
+            Err(err) => {
+                self.counters.host("connecting to this program", &err);
+                return None;
+            }
+        }
+        let mut path = self.host.listener.as_ref()?.path().as_os_str().to_owned();
         path.push(format!("_{port}"));
         match unix_socket::connect(&PathBuf::from(path)) {
             Ok(stream) => Some(stream),
@@ -204,7 +236,7 @@ impl Muxer {
             return None;
         }
         self.last_id = id;
-        let left = SPACE.saturating_sub(self.space);
+        let left = self.most_space.saturating_sub(self.space);
         let space = (left / 8).clamp(LEAST_SPACE, BUF_ALLOC);
         self.space += space;
         self.connections.insert(id, make(stream, space));
@@ -294,6 +326,7 @@ impl Muxer {
         for event in &events[..count] {
             match event.data() {
                 LISTENER => self.accept(),
+                ENDPOINT => self.take(),
                 id => self.on_stream(id, event.event_set()),
             }
         }
@@ -338,9 +371,28 @@ impl Muxer {
         }
     }
 
-    fn accept(&mut self) {
+    /// Takes what the program that runs the VM wants connected.
+    fn take(&mut self) {
+        self.host.endpoint.heard();
         for _ in 0..ACCEPT_BATCH {
-            match self.host.listener.accept() {
+            match self.host.endpoint.take() {
+                Some(stream) if self.connections.len() < MAX_CONNECTIONS => {
+                    self.insert(stream, Connection::from_host);
+                }
+                Some(_) => self.counters.too_many(),
+                None => return,
+            }
+        }
+        self.host.endpoint.remind();
+    }
+
+    fn accept(&mut self) {
+        let host = self.host.clone();
+        let Some(listener) = &host.listener else {
+            return;
+        };
+        for _ in 0..ACCEPT_BATCH {
+            match listener.accept() {
                 Ok(Some(stream)) if self.connections.len() < MAX_CONNECTIONS => {
                     self.insert(stream, Connection::from_host);
                 }
@@ -355,5 +407,12 @@ impl Muxer {
             }
         }
         self.listen_again();
+    }
+}
+
+impl Drop for Muxer {
+    fn drop(&mut self) {
+        // Before the streams are closed: who asked for one is to know why.
+        self.host.endpoint.driver_goes();
     }
 }

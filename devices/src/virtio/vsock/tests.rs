@@ -20,6 +20,7 @@ const ANSWER_SIZE: u64 = 4096;
 
 struct Guest {
     driver: Driver,
+    life: Option<EndpointLife>,
     folder: tempfile::TempDir,
     sent: u16,
     seen: u16,
@@ -27,9 +28,29 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::with_memory(64 << 20)
+    }
+
+    fn with_memory(bytes: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let device = Vsock::open(CID, &folder.path().join("v")).unwrap();
-        let driver = Driver::new(device);
+        let life = EndpointLife::new().unwrap();
+        let path = folder.path().join("v");
+        let mut device = Vsock::open(CID, Some(&path), life.endpoint()).unwrap();
+        device.limit_memory(bytes);
+        let guest = Self {
+            driver: Driver::new(device),
+            life: Some(life),
+            folder,
+            sent: 0,
+            seen: 0,
+        };
+        guest.set_up();
+        guest
+    }
+
+    /// From reset to work.
+    fn set_up(&self) {
+        let driver = &self.driver;
         driver.set_up(3, features::VERSION_1);
         // Sixteen buffers for answers.
         for index in 0..16_u16 {
@@ -38,12 +59,16 @@ impl Guest {
             driver.make_available(index);
         }
         driver.kick();
-        Self {
-            driver,
-            folder,
-            sent: 0,
-            seen: 0,
-        }
+    }
+
+    /// The driver goes, and comes back.
+    fn reset(&mut self) {
+        (self.sent, self.seen) = (0, 0);
+        self.set_up();
+    }
+
+    fn endpoint(&self) -> VsockEndpoint {
+        self.life.as_ref().unwrap().endpoint().clone()
     }
 
     /// Sends a packet with `payload`, whatever its header says of it.
@@ -117,6 +142,8 @@ impl Guest {
         assert_eq!(answers[0], of.reset_of());
     }
 }
+
+mod endpoint;
 
 #[test]
 fn what_leads_nowhere_is_reset() {
@@ -258,6 +285,20 @@ fn a_packet_may_be_in_any_number_of_pieces() {
 }
 
 #[test]
+fn little_memory_is_little_credit() {
+    let credit = |bytes, port| {
+        let mut guest = Guest::with_memory(bytes);
+        let path = guest.folder.path().join(format!("v_{port}"));
+        let _listener = UnixListener::bind(path).unwrap();
+        let request = guest.request(port);
+        guest.send(request, &[]);
+        guest.answers()[0].buf_alloc
+    };
+    assert_eq!(credit(1 << 20, 7), 128 << 10, "an eighth of it");
+    assert_eq!(credit(0, 7), 16 << 10, "the least");
+}
+
+#[test]
 fn credit_that_was_not_given_ends_the_connection_and_what_was_given_is_kept() {
     let mut guest = Guest::new();
     let listener = UnixListener::bind(guest.folder.path().join("v_7")).unwrap();
@@ -368,7 +409,9 @@ fn there_are_so_many_connections_and_their_memory_is_bounded() {
     ))));
     let folder = tempfile::tempdir().unwrap();
     let socket = ListeningSocket::open(&folder.path().join("v"), MAX_SOCKET_PATH).unwrap();
-    let host = Arc::new(HostSide::new(socket).unwrap());
+    let life = EndpointLife::new().unwrap();
+    let host = HostSide::new(Some(socket), life.endpoint().clone());
+    let host = Arc::new(host.unwrap());
     let mut muxer = Muxer::new(CID, host, counters);
     let listener = UnixListener::bind(folder.path().join("v_7")).unwrap();
     let mut taken = Vec::new();

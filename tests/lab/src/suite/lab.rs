@@ -1,16 +1,16 @@
 //! Linux guests in lab hosts: as many as this machine has processors for share the tests, and fresh ones take those that failed.
 //!
 //! QEMU 7.2 loses an interrupt of the emulated machine now and then (it clears the pending virtual interrupt without a lock, in its
-//! `svm_helper.c`), after which a guest, or the lab host itself, waits for ever. So a lab host in which two tests have failed is ended, and
-//! what has not passed is run in the next; what passes there after it failed is told as flaky. In the last ones all is run to its end.
+//! `svm_helper.c`), after which a guest, or the lab host itself, waits for ever. So a lab host in which a test has failed is ended, and
+//! what has not been run is run in the next; so is the test that failed, once more, and is told as flaky if it passes then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,14 +26,17 @@ use crate::say;
 use super::outcome::Outcomes;
 use super::{Suite, TOOLS, create};
 
-/// Lab hosts, one after the other.
-const ROUNDS: usize = 3;
-
 /// The most lab hosts at a time. An emulated machine is one thread's work, but for its devices.
 const AT_ONCE: usize = 4;
 
-/// Failures that end a lab host, where there is another.
-const SICK: usize = 2;
+/// Lab hosts that may be started besides the first ones, in the place of those that were ended.
+const FRESH: usize = 8;
+
+/// Tests that a lab host takes at a time.
+const BATCH: usize = 8;
+
+/// A test that has failed so often, each time in another lab host, has failed.
+const FAILURES: usize = 2;
 
 /// Why tests that make a guest's processor work without a pause do not run in Bochs.
 const TOO_SLOW: &str =
@@ -60,95 +63,85 @@ impl Suite<'_> {
         tests: &LinuxTests<'_>,
     ) -> Result<()> {
         let start = Instant::now();
-        let mut last = Vec::new();
         let all = names(tests.program)?;
         let chosen = |name: &&String| {
             let filter = self.plan.filter.as_ref();
             filter.is_none_or(|filter| name.contains(filter.as_str()))
         };
-        let mut left: BTreeSet<&String> = all.iter().filter(chosen).collect();
-        let mut failed_before = BTreeSet::new();
-        let mut outcomes = Outcomes::default();
-        if cpu == Cpu::Intel {
-            let (slow, rest) = left
-                .into_iter()
-                .partition(|name: &&String| name.starts_with("hostile::"));
-            left = rest;
-            let slow: BTreeSet<&String> = slow;
-            let skipped = |name: &String| (name.clone(), TOO_SLOW.to_owned());
-            outcomes.skipped.extend(slow.into_iter().map(skipped));
-        }
+        let (slow, chosen): (Vec<_>, Vec<_>) = all
+            .iter()
+            .filter(chosen)
+            .partition(|name| cpu == Cpu::Intel && name.starts_with("hostile::"));
         let at_once = thread::available_parallelism().map_or(1, |count| count.get().min(AT_ONCE));
-        for round in 1..=ROUNDS {
-            let shares: Vec<Share<'_>> = shares(&left, at_once)
-                .enumerate()
-                .map(|(number, tests)| Share {
-                    others: all.iter().filter(|name| !tests.contains(name)).collect(),
-                    tests,
-                    log: self.share_log(round, number),
-                    patience: if round < ROUNDS { SICK } else { usize::MAX },
+        let at_once = at_once.min(chosen.len().div_ceil(BATCH));
+        let mut pool = Pool::new(chosen, at_once + FRESH);
+        let skipped = slow.into_iter().cloned();
+        let skipped = skipped.map(|name| (name, TOO_SLOW.to_owned()));
+        pool.outcomes.skipped.extend(skipped);
+        let pool = Mutex::new(pool);
+        thread::scope(|scope| {
+            let (suite, pool, all) = (&*self, &pool, &all);
+            let lanes: Vec<_> = (0..at_once)
+                .map(|lane| {
+                    let number = (lane, at_once);
+                    scope.spawn(move || suite.lane(packages, cpu, tests, all, pool, number))
                 })
                 .collect();
-            let ran: Vec<Result<bool>> = thread::scope(|scope| {
-                let suite = &*self;
-                let running = shares.iter().map(|share| {
-                    scope.spawn(move || {
-                        let host = suite.lab_host(packages, cpu, tests)?;
-                        suite.run_in(&host, cpu, tests, share)
-                    })
-                });
-                let running: Vec<_> = running.collect();
-                let ended = running.into_iter().map(|it| {
-                    it.join()
-                        .unwrap_or_else(|_| Err(anyhow!("a lab host's thread panicked")))
-                });
-                ended.collect()
+            let ended = lanes.into_iter().map(|lane| {
+                lane.join()
+                    .unwrap_or_else(|_| Err(anyhow!("a lab host's thread panicked")))
             });
-            for (share, succeeded) in shares.iter().zip(ran) {
-                let succeeded = succeeded?;
-                let now = Outcomes::of_log(&share.log);
-                let passed = |name: &str| succeeded || now.ok.contains(name);
-                for name in share.tests.iter().filter(|name| passed(name)) {
-                    left.remove(name);
-                    if now.skipped.iter().any(|(skipped, _)| skipped == *name) {
-                        continue;
-                    }
-                    match failed_before.contains(*name) {
-                        true => outcomes.flaky.push((*name).clone()),
-                        false => outcomes.passed += 1,
-                    }
-                }
-                for (name, _) in &now.skipped {
-                    left.retain(|it| *it != name);
-                }
-                outcomes.skipped.extend(now.skipped);
-                failed_before.extend(now.failed);
-            }
-            last = shares.iter().map(|share| share.log.clone()).collect();
-            if left.is_empty() {
-                break;
-            }
-            if round < ROUNDS {
-                say::say(format!("{} tests go to fresh lab hosts", left.len()));
-            }
-        }
-        outcomes.failed.extend(left.into_iter().cloned());
+            ended.collect::<Result<()>>()
+        })?;
+        let pool = pool.into_inner().unwrap_or_else(PoisonError::into_inner);
         let log = self.logs.join("linux.log");
         let mut joined = create(&log)?;
-        for part in last {
+        for part in &pool.logs {
             io::copy(&mut File::open(part)?, &mut joined)?;
         }
         let name = format!("linux ({} lab host)", cpu.name());
-        self.totals.step(&name, start.elapsed(), outcomes, &log);
+        self.totals
+            .step(&name, start.elapsed(), pool.outcomes, &log);
         Ok(())
     }
 
-    fn share_log(&self, round: usize, number: usize) -> PathBuf {
-        let again = match round {
-            1 => String::new(),
-            _ => format!("-again-{round}"),
-        };
-        self.logs.join(format!("linux-{number}{again}.log"))
+    /// Takes tests from the pool and runs them in a lab host, and in fresh ones after failures, until there are no more.
+    fn lane(
+        &self,
+        packages: &Packages,
+        cpu: Cpu,
+        tests: &LinuxTests<'_>,
+        all: &[String],
+        pool: &Mutex<Pool<'_>>,
+        (lane, at_once): (usize, usize),
+    ) -> Result<()> {
+        let mut host = None;
+        for number in 0.. {
+            let (batch, may_start) = {
+                let mut pool = lock(pool);
+                let batch = pool.take(at_once);
+                let may_start = host.is_some() || pool.take_host();
+                (batch, may_start)
+            };
+            if batch.is_empty() {
+                break;
+            }
+            if !may_start {
+                lock(pool).give_up(batch);
+                continue;
+            }
+            let here = match host.take() {
+                Some(host) => host,
+                None => self.lab_host(packages, cpu, tests)?,
+            };
+            let log = self.logs.join(format!("linux-{lane}-{number}.log"));
+            let succeeded = self.run_in(&here, cpu, tests, all, &batch, &log)?;
+            if succeeded {
+                host = Some(here);
+            }
+            lock(pool).settle(batch, succeeded, Outcomes::of_log(&log), log);
+        }
+        Ok(())
     }
 
     fn lab_host(&self, packages: &Packages, cpu: Cpu, tests: &LinuxTests<'_>) -> Result<Host> {
@@ -177,22 +170,20 @@ impl Suite<'_> {
         Ok(host)
     }
 
-    /// Runs a share of the tests in a lab host, which is ended when too many have failed; whether the program succeeds.
+    /// Runs some of the tests in a lab host, which is ended when one has failed; whether the program succeeds.
     fn run_in(
         &self,
         host: &Host,
         cpu: Cpu,
         tests: &LinuxTests<'_>,
-        share: &Share<'_>,
+        all: &[String],
+        batch: &[&String],
+        log: &Path,
     ) -> Result<bool> {
         let mut lines = Lines::default();
         let mut command = vec![tests.program.as_os_str().to_owned(), "--exact".into()];
-        command.extend(
-            share
-                .others
-                .iter()
-                .flat_map(|name| ["--skip".into(), name.into()]),
-        );
+        let others = all.iter().filter(|name| !batch.contains(name));
+        command.extend(others.flat_map(|name| ["--skip".into(), name.into()]));
         let mut spec = client::spec(command, &self.project.programs(), None)?;
         for (name, value) in self.environment(tests.tools) {
             // The Intel lab host sees a selection of files, and has no room for the tools.
@@ -200,7 +191,7 @@ impl Suite<'_> {
                 spec.environment.push((name.into(), value.into()));
             }
         }
-        let mut file = create(&share.log)?;
+        let mut file = create(log)?;
         let heard = Mutex::new(Instant::now());
         let done = AtomicBool::new(false);
         let broker = host.broker().connect()?;
@@ -214,7 +205,7 @@ impl Suite<'_> {
                 if stream == Stream::Output {
                     lines.hear(bytes);
                 }
-                if lines.failures >= share.patience {
+                if lines.failures > 0 {
                     host.end();
                 }
                 Ok(())
@@ -234,24 +225,84 @@ impl Suite<'_> {
     }
 }
 
-/// A part of the tests, in a lab host of its own.
-struct Share<'a> {
-    tests: BTreeSet<&'a String>,
-    /// All other tests of the program.
-    others: Vec<&'a String>,
-    /// Where its output goes.
-    log: PathBuf,
-    /// Failures that end the lab host.
-    patience: usize,
+/// The tests that are to be run, and what became of the others.
+struct Pool<'a> {
+    queue: VecDeque<&'a String>,
+    /// How often each has failed.
+    failures: BTreeMap<&'a String, usize>,
+    /// Lab hosts that may still be started.
+    hosts: usize,
+    outcomes: Outcomes,
+    logs: Vec<PathBuf>,
 }
 
-/// Parts of these tests, at most so many and none empty: neighbours, which are about as long as each other, go to different parts.
-fn shares<'a>(
-    tests: &BTreeSet<&'a String>,
-    most: usize,
-) -> impl Iterator<Item = BTreeSet<&'a String>> {
-    let count = most.min(tests.len());
-    (0..count).map(move |first| tests.iter().copied().skip(first).step_by(count).collect())
+impl<'a> Pool<'a> {
+    fn new(tests: Vec<&'a String>, hosts: usize) -> Self {
+        Self {
+            queue: tests.into(),
+            failures: BTreeMap::new(),
+            hosts,
+            outcomes: Outcomes::default(),
+            logs: Vec::new(),
+        }
+    }
+
+    /// Some tests that are run together: fewer towards the end, so that all of so many lab hosts have some.
+    fn take(&mut self, hosts: usize) -> Vec<&'a String> {
+        self.take_up_to(self.queue.len().div_ceil(2 * hosts.max(1)).min(BATCH))
+    }
+
+    fn take_up_to(&mut self, count: usize) -> Vec<&'a String> {
+        let count = self.queue.len().min(count);
+        self.queue.drain(..count).collect()
+    }
+
+    fn take_host(&mut self) -> bool {
+        let left = self.hosts.checked_sub(1);
+        self.hosts = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// There is no lab host for these.
+    fn give_up(&mut self, batch: Vec<&'a String>) {
+        self.outcomes.failed.extend(batch.into_iter().cloned());
+    }
+
+    /// Takes note of how tests ended. What was not run, because its lab host was ended, is run next; what failed is run once more,
+    /// when all else has been.
+    fn settle(&mut self, batch: Vec<&'a String>, succeeded: bool, now: Outcomes, log: PathBuf) {
+        self.logs.push(log);
+        let mut unknown: VecDeque<_> = batch.into();
+        let skipped: BTreeSet<&String> = now.skipped.iter().map(|(name, _)| name).collect();
+        unknown.retain(|name| {
+            let passed = succeeded || now.ok.contains(*name);
+            if passed && !skipped.contains(name) {
+                match self.failures.contains_key(name) {
+                    true => self.outcomes.flaky.push((*name).clone()),
+                    false => self.outcomes.passed += 1,
+                }
+            }
+            !passed && !skipped.contains(name)
+        });
+        self.outcomes.skipped.extend(now.skipped.iter().cloned());
+        // A lab host that dies is the failure of the test that was run in it.
+        let failed = unknown.iter().position(|name| now.failed.contains(*name));
+        if let Some(name) = unknown.remove(failed.unwrap_or(0)) {
+            let failures = self.failures.entry(name).or_default();
+            *failures += 1;
+            match *failures < FAILURES {
+                true => self.queue.push_back(name),
+                false => self.outcomes.failed.push(name.clone()),
+            }
+        }
+        for name in unknown.into_iter().rev() {
+            self.queue.push_front(name);
+        }
+    }
+}
+
+fn lock<'a, 'b>(pool: &'a Mutex<Pool<'b>>) -> MutexGuard<'a, Pool<'b>> {
+    pool.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The names of a test program's tests.
@@ -327,13 +378,35 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_about_equal_and_have_all() {
-        let names: Vec<String> = ["a", "b", "c", "d", "e"].map(String::from).into();
-        let all: BTreeSet<&String> = names.iter().collect();
-        let two: Vec<_> = shares(&all, 2).collect();
-        assert_eq!(two.iter().map(BTreeSet::len).collect::<Vec<_>>(), [3, 2]);
-        assert_eq!(two.into_iter().flatten().collect::<BTreeSet<_>>(), all);
-        assert_eq!(shares(&all, 9).count(), 5);
-        assert_eq!(shares(&BTreeSet::new(), 2).count(), 0);
+    fn what_failed_is_run_once_more_and_what_was_not_run_before_it() {
+        let names = ["a", "b", "c"].map(String::from);
+        let mut pool = Pool::new(names.iter().collect(), 2);
+        let ended = |pool: &mut Pool<'_>, ok: &[&str], failed: &[&str]| {
+            let texts = |list: &[&str]| list.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
+            let now = Outcomes {
+                ok: texts(ok).into_iter().collect(),
+                failed: texts(failed),
+                ..Outcomes::default()
+            };
+            let batch = pool.take_up_to(BATCH);
+            let order = batch.iter().map(|name| name.as_str()).collect::<String>();
+            pool.settle(
+                batch,
+                failed.is_empty() && !ok.is_empty(),
+                now,
+                PathBuf::new(),
+            );
+            order
+        };
+        assert_eq!(ended(&mut pool, &["a"], &["b"]), "abc");
+        // The lab host has died in the next test.
+        assert_eq!(ended(&mut pool, &[], &[]), "cb");
+        assert_eq!(ended(&mut pool, &[], &["b"]), "bc");
+        assert_eq!(ended(&mut pool, &["c"], &[]), "c");
+        assert!(pool.take(2).is_empty());
+        assert_eq!(pool.outcomes.passed, 1);
+        assert_eq!(pool.outcomes.flaky, ["c"]);
+        assert_eq!(pool.outcomes.failed, ["b"]);
+        assert!(pool.take_host() && pool.take_host() && !pool.take_host());
     }
 }

@@ -69,7 +69,7 @@ fn a_guest_s_cid_is_its_own() {
     let with = |cid, socket: &str| VmConfig {
         vsock: Some(crate::config::VsockConfig {
             cid,
-            socket: socket.into(),
+            socket: Some(socket.into()),
         }),
         ..good()
     };
