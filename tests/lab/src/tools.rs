@@ -19,6 +19,7 @@ use crate::say;
 pub(crate) const PACKAGES: &[&str] = &[
     "dmsetup",
     "e2fsprogs",
+    "erofs-utils",
     "ethtool",
     "fio",
     "iperf3",
@@ -26,7 +27,9 @@ pub(crate) const PACKAGES: &[&str] = &[
     "mount",
     "passt",
     "qemu-utils",
+    "skopeo",
     "strace",
+    "umoci",
     "util-linux",
     "xfsprogs",
 ];
