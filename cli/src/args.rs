@@ -18,6 +18,8 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::Error as ValueError;
 
+#[cfg(feature = "image")]
+use crate::command::args::CommandArgs;
 use crate::{disk_arg, limits_arg, net_arg, vsock_arg};
 
 const GUEST: &str = "Guest";
@@ -38,6 +40,8 @@ Examples:
 
 const RUN_EXAMPLES: &str = "\
 Examples:
+  ampoule run debian.tar -- cat /etc/os-release
+  ampoule run -it -p 8080:80 rootfs/ -- /bin/sh
   ampoule run --kernel /boot/vmlinuz-$(uname -r) --initrd initramfs.cpio.gz
   ampoule run --kernel vmlinux --memory 2G --cpus 4 --append quiet
   ampoule run --kernel vmlinuz --initrd test.cpio --serial file:console.log --timeout 60s
@@ -50,7 +54,8 @@ Examples:
 
 Keys at the terminal: ^A x stops the VM, ^A c lists the keys, ^A ^A sends ^A to the guest.
 
-Exit status: 0 the guest powered off, or reset itself with --on-reboot exit; 124 --timeout; 125 \
+Exit status with IMAGE: the command's, 128 + N where signal N ended it, 126 or 127 where it cannot be run.
+Else: 0 the guest powered off, or reset itself with --on-reboot exit; 124 --timeout; 125 \
 ampoule or the host failed; 134 the guest crashed (panic, triple fault, KVM internal error); \
 128 + N stopped because of signal N.";
 
@@ -116,6 +121,10 @@ pub(crate) struct DoctorArgs {
 /// `ampoule run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
+    #[cfg(feature = "image")]
+    #[command(flatten)]
+    pub(crate) command: CommandArgs,
+
     /// The kernel: an ELF vmlinux or a bzImage (vmlinuz)
     #[arg(long, value_name = "PATH", help_heading = GUEST)]
     kernel: Option<PathBuf>,
@@ -167,7 +176,7 @@ pub(crate) struct RunArgs {
     /// the host's kernel (/dev/vhost-net); pps=N and bandwidth=SIZE, the most
     /// frames and bytes in a second in each direction, with pps-burst=N and bandwidth-burst=SIZE at once after a rest; id=NAME,
     /// for messages.
-    #[arg(long, value_name = "user|tap=NAME,…", help_heading = DEVICES, value_parser = net_arg::parse)]
+    #[arg(long, value_name = "user|tap=NAME,…|none", help_heading = DEVICES, value_parser = net_arg::parse)]
     net: Vec<NetConfig>,
     /// An entropy device, fed by the host's random number generator [default: on]
     #[arg(long, value_name = "on|off", help_heading = DEVICES, action = clap::ArgAction::Set, value_parser = on_off_parser())]

@@ -6,6 +6,8 @@
 #![cfg_attr(not(test), no_main)]
 
 mod args;
+#[cfg(feature = "image")]
+mod command;
 mod config_file;
 mod disk_arg;
 mod doctor;

@@ -20,8 +20,24 @@ const KEYS: [&str; 13] = [
     "id",
 ];
 
-/// Reads the argument.
+/// Whether it is the answer to "which network?" that says none.
+fn is_none(net: &NetConfig) -> bool {
+    net.tap.is_none() && net.fd.is_none() && !net.user
+}
+
+/// Leaves the networks that are some.
+pub(crate) fn forget_none(nets: &mut Vec<NetConfig>) {
+    nets.retain(|net| !is_none(net));
+}
+
+/// Reads the argument; `none` is a network that leads nowhere ([`forget_none`]).
 pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
+    if text == "none" {
+        return Ok(NetConfig {
+            tap: None,
+            ..NetConfig::tap("")
+        });
+    }
     let mut net = NetConfig {
         tap: None,
         ..NetConfig::tap("")
@@ -51,7 +67,7 @@ pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
         Ok(())
     })?;
     match (&net.tap, net.fd, net.user) {
-        (None, None, false) => Err("no network is given: user, tap=NAME or fd=N".into()),
+        (None, None, false) => Err("no network is given: user, tap=NAME, fd=N or none".into()),
         (Some(_), None, false) | (None, Some(_), false) | (None, None, true) => Ok(net),
         _ => Err("user, tap and fd are three kinds of networks: give one".into()),
     }

@@ -9,18 +9,20 @@ use ampoule_vmm::console::{ConsoleEnds, FdSink};
 use ampoule_vmm::{ExitReason, GuestPanic, Timeline, Vm, VmBuilder};
 
 use crate::args::{RunArgs, RunConfig};
+#[cfg(feature = "image")]
+use crate::command;
 use crate::metrics::MetricsSink;
 use crate::report::{self, Failure};
 use crate::signals::{FirstSignal, SignalSet, Signals, Wanted};
 use crate::terminal::input::{self, QuitAsked};
 use crate::terminal::{self, RawMode};
 use crate::timeline::TimelineSink;
-use crate::{EXIT_FAILURE, config_file, footprint::Trim, limits, logger};
+use crate::{EXIT_FAILURE, config_file, footprint::Trim, limits, logger, net_arg};
 
 /// The guest ran for longer than `--timeout`.
-const EXIT_TIMEOUT: u8 = 124;
+pub(crate) const EXIT_TIMEOUT: u8 = 124;
 /// The guest crashed.
-const EXIT_CRASH: u8 = 134;
+pub(crate) const EXIT_CRASH: u8 = 134;
 
 /// Runs a VM to its end, and returns the exit code.
 pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
@@ -29,7 +31,18 @@ pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
         None => RunConfig::default(),
     };
     let print_config = args.print_config;
+    #[cfg(feature = "image")]
+    let (args, command) = {
+        let mut args = args;
+        let command = std::mem::take(&mut args.command);
+        (args, command)
+    };
     args.apply(&mut config);
+    #[cfg(feature = "image")]
+    if command.image.is_some() && !print_config {
+        return command::run(&command, config, timeline);
+    }
+    net_arg::forget_none(&mut config.vm.net);
     config.vm.serial = Some(serial(&config.vm));
     if print_config {
         return print(config);

@@ -25,9 +25,41 @@ const ENDING: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 /// Signals of job control, which matter to a terminal in raw mode.
 const JOB_CONTROL: [c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
 
+/// Signals that are read instead of being delivered.
+pub(crate) struct SignalFd(File);
+
+impl SignalFd {
+    /// Those of the set, which are to be blocked on all threads.
+    pub(crate) fn new(set: &SignalSet) -> io::Result<Self> {
+        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        // SAFETY: the set is initialised; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &set.0, flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just created and is owned by nobody else.
+        Ok(Self(unsafe { File::from_raw_fd(fd) }))
+    }
+
+    /// The next signal that waits.
+    pub(crate) fn next(&mut self) -> Option<c_int> {
+        let mut buffer = [0; size_of::<signalfd_siginfo>()];
+        let count = self.0.read(&mut buffer).ok()?;
+        // `ssi_signo`, the first field, is 32 bits wide.
+        let number = buffer[..count].first_chunk::<4>()?;
+        Some(u32::from_ne_bytes(*number) as c_int)
+    }
+}
+
+impl AsRawFd for SignalFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// The signals of a VM, as its control thread sees them.
 pub(crate) struct Signals {
-    fd: File,
+    fd: SignalFd,
     grace: Duration,
     first: FirstSignal,
     metrics: Option<Arc<MetricsSink>>,
@@ -66,19 +98,15 @@ pub(crate) struct Wanted {
 pub(crate) struct SignalSet(sigset_t);
 
 impl SignalSet {
-    fn new(more: impl IntoIterator<Item = c_int>) -> Self {
+    /// These, but for those that whoever started this process has it ignore.
+    pub(crate) fn of(signals: impl IntoIterator<Item = c_int>) -> Self {
         let mut set = MaybeUninit::uninit();
         // SAFETY: the pointer is valid; sigemptyset fills the set and cannot fail.
         let mut set = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             set.assume_init()
         };
-        for signal in ENDING
-            .into_iter()
-            .chain(JOB_CONTROL)
-            .chain(more)
-            .filter(|signal| !is_ignored(*signal))
-        {
+        for signal in signals.into_iter().filter(|signal| !is_ignored(*signal)) {
             // SAFETY: the set is initialised and the signal number valid.
             unsafe { libc::sigaddset(&mut set, signal) };
         }
@@ -117,15 +145,9 @@ impl Signals {
             wanted.disks.then_some(libc::SIGUSR2),
             wanted.terminal_size.then_some(libc::SIGWINCH),
         ];
-        let set = SignalSet::new(more.into_iter().flatten());
-        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
-        // SAFETY: the set is initialised; -1 asks for a new descriptor.
-        let fd = unsafe { libc::signalfd(-1, &set.0, flags) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor was just created and is owned by nobody else.
-        let fd = unsafe { File::from_raw_fd(fd) };
+        let more = more.into_iter().flatten();
+        let set = SignalSet::of(ENDING.into_iter().chain(JOB_CONTROL).chain(more));
+        let fd = SignalFd::new(&set)?;
         let first = FirstSignal::default();
         Ok((
             Self {
@@ -137,15 +159,6 @@ impl Signals {
             set,
             first,
         ))
-    }
-
-    /// The next signal that waits.
-    fn next(&mut self) -> Option<c_int> {
-        let mut buffer = [0; size_of::<signalfd_siginfo>()];
-        let count = self.fd.read(&mut buffer).ok()?;
-        // `ssi_signo`, the first field, is 32 bits wide.
-        let number = buffer[..count].first_chunk::<4>()?;
-        Some(u32::from_ne_bytes(*number) as c_int)
     }
 
     fn end(&self, signal: c_int, vm: &VmHandle) {
@@ -175,7 +188,7 @@ impl ControlSource for Signals {
     }
 
     fn ready(&mut self, vm: &VmHandle) {
-        while let Some(signal) = self.next() {
+        while let Some(signal) = self.fd.next() {
             match signal {
                 libc::SIGTSTP => {
                     let was_raw = terminal::is_raw();
@@ -227,10 +240,10 @@ mod tests {
     fn a_blocked_signal_is_read_from_the_descriptor() {
         let (mut signals, set, _) = Signals::new(Duration::ZERO, None, Wanted::default()).unwrap();
         set.block().unwrap();
-        assert_eq!(signals.next(), None);
+        assert_eq!(signals.fd.next(), None);
         // SAFETY: the calls take no pointer; the signal is blocked on this thread, to which it is sent.
         unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGTERM) };
-        assert_eq!(signals.next(), Some(libc::SIGTERM));
-        assert_eq!(signals.next(), None);
+        assert_eq!(signals.fd.next(), Some(libc::SIGTERM));
+        assert_eq!(signals.fd.next(), None);
     }
 }

@@ -4,6 +4,8 @@
 
 #[path = "linux/boot.rs"]
 mod boot;
+#[path = "linux/command.rs"]
+mod command;
 #[path = "linux/console.rs"]
 mod console;
 #[path = "bare/driver.rs"]
@@ -62,6 +64,15 @@ fn main() -> ExitCode {
             five_gib
             shared_memory
             the_platform_is_found;
+        command:
+            a_command_prints_and_its_status_is_ours
+            streams_stay_apart_and_whole
+            a_command_has_the_user_folder_and_environment_that_it_should
+            signals_are_the_commands
+            a_terminal_has_a_size_and_its_keys_are_the_commands
+            a_crash_and_a_deadline_are_told_apart
+            several_at_once_and_after_a_kill
+            a_published_port_leads_to_the_command;
         console:
             linux_6_1_has_a_shell_on_it_that_knows_its_size
             linux_6_12_has_a_shell_on_it_that_knows_its_size

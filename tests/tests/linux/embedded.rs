@@ -104,11 +104,11 @@ impl Guest {
         self.ask(LOAD_TOOLS);
     }
 
-    /// Has it stand still for [`PAUSE`], in which nothing changes.
-    fn pause_and_resume(&mut self) {
+    /// Has it stand still for that long, in which nothing changes.
+    fn pause_and_resume(&mut self, pause: Duration) {
         self.vm.pause().unwrap();
         let before = self.picture();
-        thread::sleep(PAUSE);
+        thread::sleep(pause);
         assert_eq!(self.vm.state(), VmState::Paused);
         assert!(self.picture() == before, "a paused guest has changed");
         self.vm.resume().unwrap();
@@ -174,9 +174,9 @@ pub(crate) fn fio_goes_on_after_a_pause() {
         "fio --name=paused --filename=/dev/vda --rw=randrw --bsrange=4k-64k --size=32M --io_size=48M --iodepth=16 --direct=1 \
          --ioengine=libaio --thread --verify=crc32c --do_verify=1 --verify_fatal=1",
     );
-    for megabytes in [2, 8] {
+    for (megabytes, pause) in [(2, PAUSE), (8, PAUSE / 10)] {
         guest.wait_for_bytes("disk0", megabytes << 20);
-        guest.pause_and_resume();
+        guest.pause_and_resume(pause);
     }
     let said = guest.answer();
     assert!(said.contains("err= 0"), "{said}");
@@ -197,7 +197,7 @@ pub(crate) fn iperf_goes_on_after_a_pause() {
     guest.load_tools();
     guest.ask("ip addr add 10.83.30.2/24 dev eth0; ip link set lo up; ip link set eth0 up");
     let _server = Server::start("10.83.30.1", 5201);
-    for direction in ["", " -R"] {
+    for (direction, pause) in [("", PAUSE), (" -R", PAUSE / 10)] {
         let moved = {
             let metrics = guest.vm.metrics();
             let counts = &metrics.devices["net0"];
@@ -205,7 +205,7 @@ pub(crate) fn iperf_goes_on_after_a_pause() {
         };
         guest.begin(&format!("iperf3 -c 10.83.30.1 -n 48M{direction}"));
         guest.wait_for_bytes("net0", moved + (8 << 20));
-        guest.pause_and_resume();
+        guest.pause_and_resume(pause);
         let said = guest.answer();
         let result = said.lines().rfind(|line| line.trim().ends_with("receiver"));
         let result = result.unwrap_or_else(|| panic!("{said}"));

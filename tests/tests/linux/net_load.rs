@@ -198,7 +198,7 @@ pub(crate) fn a_limited_network_is_slow_and_whole() {
 }
 
 /// Sees to it that the host has a default route, from which passt takes the guest's addresses.
-fn uplink() {
+pub(crate) fn uplink() {
     static TAP: OnceLock<Option<File>> = OnceLock::new();
     TAP.get_or_init(|| {
         let routes = fs::read_to_string("/proc/net/route").unwrap();

@@ -1,0 +1,350 @@
+//! `ampoule run IMAGE -- CMD`: a command in a VM of its own, with its streams, signals and status here.
+//!
+//! The image and the initramfs are files before the VM is built, and nothing of that work is left in its process but pages that
+//! nobody touches. Then the guest's init takes its job over a socket inside this process, and this thread carries the command's
+//! streams until it ends. The guest's console is kept, and shown where something went wrong.
+
+pub(crate) mod args;
+mod job;
+mod progress;
+mod remote;
+
+use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::{env, fs};
+
+use ampoule_image::initramfs;
+use ampoule_image::job::{Job, Network, Root};
+use ampoule_image::kernel::{Driver, Kernel};
+use ampoule_image::protocol::WindowSize;
+use ampoule_image::session::{self, End, Outcome, SessionError, Streams};
+use ampoule_store::{Image, Limits, Source, Store};
+use ampoule_vmm::config::{ConsoleConfig, DiskConfig, NetConfig, VmConfig, VsockConfig};
+use ampoule_vmm::{ConsoleStream, ExitReason, Timeline, VmBuilder, VmHandle};
+
+use crate::args::RunConfig;
+use crate::metrics::MetricsSink;
+use crate::report::{self, Failure};
+use crate::run::{EXIT_CRASH, EXIT_TIMEOUT};
+use crate::terminal::{self, RawMode};
+use crate::timeline::TimelineSink;
+use crate::{EXIT_FAILURE, logger, net_arg};
+use args::CommandArgs;
+use progress::Bar;
+use remote::Remotes;
+
+/// The host's port that the init connects to.
+const PORT: u32 = 1024;
+
+/// The serial number of the disk that the image is.
+const ROOT: &str = "ampoule-root";
+
+/// How long a guest may take to power off when its command has ended.
+const POWER_OFF: Duration = Duration::from_secs(5);
+
+/// How much of the guest's console is shown where something went wrong.
+const SHOWN_LINES: usize = 40;
+
+/// Runs a command to its end; the exit status.
+pub(crate) fn run(
+    arguments: &CommandArgs,
+    config: RunConfig,
+    timeline: Timeline,
+) -> Result<u8, Failure> {
+    logger::install(config.log_level, config.log_file.as_deref())?;
+    let sink = config.timeline.as_deref().map(TimelineSink::open);
+    let sink = sink.transpose()?;
+    let metrics = config.metrics.as_deref().map(MetricsSink::open);
+    let metrics = metrics.transpose()?;
+    let terminal = io::stdin().is_terminal();
+    if arguments.tty && arguments.interactive && !terminal {
+        return Err(
+            Failure::new("standard input is no terminal, which --tty wants")
+                .with_help("leave out --tty, or --interactive"),
+        );
+    }
+    let image = image(arguments)?;
+    timeline.host("image");
+    let mut vm = config.vm;
+    add_network(&mut vm, arguments)?;
+    let mut job = job::of(arguments, image.config()).ok_or_else(|| {
+        Failure::new("the image names no command")
+            .with_help("say what to run: ampoule run IMAGE -- /bin/sh")
+    })?;
+    if arguments.tty {
+        let (columns, rows) = terminal::size().unwrap_or((80, 24));
+        job.terminal = Some(WindowSize { rows, columns });
+    }
+    if !vm.net.is_empty() {
+        job.network = Network::Dhcp;
+    }
+    job.root = Root::Disk {
+        serial: ROOT.into(),
+        file_system: image.file_system().name().into(),
+        overlay: Vec::new(),
+        read_only: arguments.read_only,
+    };
+    boot_files(&mut vm, &image)?;
+    timeline.host("initramfs");
+    vm.disk.push(DiskConfig {
+        readonly: true,
+        serial: Some(ROOT.into()),
+        id: Some("root".into()),
+        ..DiskConfig::new(image.path())
+    });
+    vm.vsock = Some(VsockConfig {
+        cid: 3,
+        socket: None,
+    });
+    let running = Running::start(vm, timeline)?;
+    let code = running.carry(&job, arguments)?;
+    let (vm, end) = (&running.vm, running.vm.wait().to_string());
+    if let Some(metrics) = metrics {
+        metrics.write_ended(&vm.metrics(), &end, code)?;
+    }
+    if let Some(sink) = sink {
+        sink.write(vm.timeline(), &end, code)?;
+    }
+    Ok(code)
+}
+
+/// The image's file, made if need be.
+fn image(arguments: &CommandArgs) -> Result<Image, Failure> {
+    let failed = |err: ampoule_store::Error| Failure::from_error(&err, err.remedy());
+    let path = arguments.image.as_deref().unwrap_or_else(|| "".as_ref());
+    let source = Source::open(path, arguments.image_name.as_deref()).map_err(failed)?;
+    let store = Store::open_default().map_err(failed)?;
+    let mut limits = Limits::default();
+    if let Some(size) = arguments.max_image_size {
+        limits.max_image_size = size.as_bytes();
+    }
+    let mut bar = Bar::new(arguments.quiet);
+    let image = store.get(&source, limits, &mut |progress| bar.show(progress));
+    bar.finish();
+    image.map_err(failed)
+}
+
+/// User networking where it can be, unless a network was asked for.
+fn add_network(vm: &mut VmConfig, arguments: &CommandArgs) -> Result<(), Failure> {
+    if vm.net.is_empty() {
+        match why_no_network() {
+            None => vm.net.push(NetConfig::user()),
+            // That nobody asked for one is no reason to run nothing.
+            Some((why, help)) if arguments.publish.is_empty() => {
+                if !arguments.quiet {
+                    report::print_stderr(&format!("ampoule: no network: {why} ({help})\n"));
+                }
+            }
+            Some((why, help)) => {
+                return Err(
+                    Failure::new(format!("no ports can be led into the guest: {why}"))
+                        .with_help(help),
+                );
+            }
+        }
+    }
+    net_arg::forget_none(&mut vm.net);
+    match vm.net.iter_mut().find(|net| net.user) {
+        Some(net) => net.forward.extend(&arguments.publish),
+        None if arguments.publish.is_empty() => {}
+        None => return Err(Failure::new("--publish needs --net user")),
+    }
+    Ok(())
+}
+
+/// Why there is no user networking on this host, and what to do about it.
+fn why_no_network() -> Option<(&'static str, &'static str)> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if !env::split_paths(&path).any(|folder| folder.join("passt").is_file()) {
+        return Some(("passt is not installed", "apt install passt"));
+    }
+    // Columns: interface, destination, gateway, …; all zeroes is the default route.
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let is_default = |line: &str| line.split_whitespace().nth(1) == Some("00000000");
+    match routes.lines().any(is_default) {
+        true => None,
+        false => Some(("this host has no default route", "see ip route")),
+    }
+}
+
+/// The kernel, and the initramfs with the drivers for what the VM has.
+fn boot_files(vm: &mut VmConfig, image: &Image) -> Result<(), Failure> {
+    let kernel = Kernel::find(vm.kernel.as_deref())
+        .map_err(|err| Failure::from_error(&err, err.remedy()))?;
+    let mut needed = Driver::BASE.to_vec();
+    // What an image lacks of mount points lies over it, in one that nobody may write to, too.
+    needed.extend([Driver::VirtioBlk, Driver::Overlay]);
+    needed.extend(Driver::of_file_system(image.file_system().name()));
+    if !vm.net.is_empty() {
+        needed.extend([Driver::VirtioNet, Driver::Packet]);
+    }
+    let modules = kernel
+        .modules_of(&needed, &[Driver::VirtioRng])
+        .map_err(|err| Failure::from_error(&err, err.remedy()))?;
+    let initramfs = initramfs::cached(&cache("initramfs")?, &modules, &[])
+        .map_err(|err| Failure::from_error(&err, None))?;
+    vm.kernel = Some(kernel.image);
+    vm.initrd = Some(initramfs);
+    let own = format!("ampoule.port={PORT}");
+    let words = vm.cmdline.take();
+    // A kernel that panics ends the run: it is not to wait for somebody who reads it.
+    let words = words.unwrap_or_else(|| "console=ttyS0 quiet panic=-1 reboot=t".into());
+    vm.cmdline = Some(format!("{words} {own}"));
+    Ok(())
+}
+
+/// A folder for what can be made again.
+fn cache(name: &str) -> Result<PathBuf, Failure> {
+    let absolute = |name: &str| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|it| it.is_absolute())
+    };
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    let cache = cache.ok_or_else(|| {
+        Failure::new("there is no place for a cache: neither XDG_CACHE_HOME nor HOME is set")
+    })?;
+    let folder = cache.join("ampoule").join(name);
+    fs::create_dir_all(&folder).map_err(|err| {
+        let err = report::io_text(&err);
+        Failure::new(format!("cannot create \"{}\": {err}", folder.display()))
+    })?;
+    Ok(folder)
+}
+
+/// A VM whose guest's init is to take a job.
+struct Running {
+    vm: VmHandle,
+    console: Option<ConsoleStream>,
+    remotes: Remotes,
+}
+
+impl Running {
+    fn start(config: VmConfig, timeline: Timeline) -> Result<Self, Failure> {
+        let failed = |err: ampoule_vmm::Error| Failure::from_error(&err, err.remedy());
+        let (source, remotes) = remote::remotes().map_err(|err| {
+            Failure::new(format!("cannot set up signals: {}", report::io_text(&err)))
+        })?;
+        let shown = matches!(config.serial, Some(ConsoleConfig::Stdio));
+        let config = VmConfig {
+            // The standard streams are the command's.
+            serial: config.serial.filter(|_| !shown),
+            ..config
+        };
+        let builder = VmBuilder::new(config).timeline(timeline);
+        let vm = builder.control_source(source).build().map_err(failed)?;
+        remotes.block().map_err(|err| {
+            Failure::new(format!("cannot block signals: {}", report::io_text(&err)))
+        })?;
+        let console = vm.handle().console();
+        Ok(Self {
+            vm: vm.start().map_err(failed)?,
+            console,
+            remotes,
+        })
+    }
+
+    /// Has the guest run the job; the exit status.
+    fn carry(&self, job: &Job, arguments: &CommandArgs) -> Result<u8, Failure> {
+        let raw = match arguments.tty && arguments.interactive {
+            true => RawMode::enter().map_err(|err| {
+                Failure::new(format!(
+                    "cannot set up the terminal: {}",
+                    report::io_text(&err)
+                ))
+            })?,
+            false => None,
+        };
+        let outcome = self.talk(job);
+        drop(raw);
+        match outcome {
+            Ok(outcome) => {
+                if let Some(times) = outcome.started {
+                    let took = times.command.saturating_sub(times.init) / 1_000_000;
+                    let mark = format!("init-to-command-{took}ms");
+                    self.vm.timeline().guest(mark);
+                }
+                if self.vm.wait_timeout(POWER_OFF).is_none() {
+                    self.vm.stop();
+                }
+                self.vm.wait();
+                Ok(self.tell(&outcome))
+            }
+            Err(lost) => {
+                // Whatever the guest does now, nobody hears of it.
+                if self.vm.wait_timeout(POWER_OFF).is_none() {
+                    self.vm.stop();
+                }
+                Ok(self.tell_loss(&lost, &self.vm.wait()))
+            }
+        }
+    }
+
+    fn talk(&self, job: &Job) -> Result<Outcome, SessionError> {
+        let sockets = self.vm.vsock().ok_or(SessionError::Lost)?;
+        let listener = sockets.listen(PORT).map_err(SessionError::Connection)?;
+        // Fails when the VM ends without it.
+        let connection = listener.accept().map_err(|_| SessionError::Lost)?;
+        self.vm.timeline().guest("init");
+        let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
+        let streams = Streams {
+            input: Some(input.as_fd()),
+            output: output.as_fd(),
+            error: error.as_fd(),
+        };
+        session::run(connection, job, streams, &self.remotes.commands)
+    }
+
+    /// Says what a person should know of a command that has ended; the exit status.
+    fn tell(&self, outcome: &Outcome) -> u8 {
+        for notice in &outcome.notices {
+            report::print_stderr(&format!("ampoule: {notice}\n"));
+        }
+        if let End::NotRun { reason, .. } = &outcome.end {
+            Failure::new(reason.clone()).print();
+        }
+        outcome.end.status()
+    }
+
+    /// The same of a guest that went away before its command had ended.
+    fn tell_loss(&self, lost: &SessionError, end: &ExitReason) -> u8 {
+        if self.remotes.was_stopped() {
+            return 128 + 9;
+        }
+        if *end != ExitReason::Deadline {
+            report::print_stderr(&self.last_lines());
+        }
+        let (message, code) = match end {
+            ExitReason::Deadline => (end.to_string(), EXIT_TIMEOUT),
+            end if end.is_guest_crash() => (end.to_string(), EXIT_CRASH),
+            ExitReason::HostFailed { .. } => (end.to_string(), EXIT_FAILURE),
+            _ => (report::chain(lost), EXIT_FAILURE),
+        };
+        Failure::new(message).print();
+        code
+    }
+
+    /// The end of what the guest's kernel and init said.
+    fn last_lines(&self) -> String {
+        let mut bytes = Vec::new();
+        if let Some(console) = &self.console {
+            let mut console = console;
+            // The VM has ended, so that this does, too.
+            let _ = console.read_to_end(&mut bytes);
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        let from = lines.len().saturating_sub(SHOWN_LINES);
+        let mut shown = String::from("the last lines on the guest's console:\n");
+        for line in &lines[from..] {
+            shown += &format!("  {line}\n");
+        }
+        if lines.is_empty() {
+            String::new()
+        } else {
+            shown
+        }
+    }
+}

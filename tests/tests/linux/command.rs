@@ -1,0 +1,238 @@
+//! `ampoule run IMAGE -- CMD`: a command in a VM of its own, as docker(1) would run it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use ampoule_tests::harness::kernel;
+use tempfile::TempDir;
+
+use crate::driver::{End, Vm, finish, run};
+use crate::net_load::uplink;
+
+/// What the tests' images are made of, and a cache of their own.
+struct Place {
+    _folder: TempDir,
+    root: PathBuf,
+    cache: PathBuf,
+}
+
+fn place() -> &'static Place {
+    static PLACE: OnceLock<Place> = OnceLock::new();
+    PLACE.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        for name in ["bin", "etc", "tmp", "srv"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        let applets = Command::new("/bin/busybox").arg("--list").output().unwrap();
+        for name in String::from_utf8(applets.stdout).unwrap().lines() {
+            let _ = symlink("busybox", root.join("bin").join(name));
+        }
+        let passwd = "root:x:0:0::/root:/bin/sh\nwww:x:33:33::/srv:/bin/sh\n";
+        fs::write(root.join("etc/passwd"), passwd).unwrap();
+        fs::write(root.join("etc/group"), "root:x:0:\nwww:x:33:\n").unwrap();
+        fs::write(root.join("etc/os-release"), "ID=test\n").unwrap();
+        fs::write(root.join("srv/not-a-program"), "text\n").unwrap();
+        fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+        for version in ["6.1", "6.12"] {
+            // As a distribution has it: modules in ../lib/modules.
+            let boot = folder.path().join(version).join("boot");
+            fs::create_dir_all(&boot).unwrap();
+            symlink(kernel(version).join("vmlinuz"), boot.join("vmlinuz")).unwrap();
+            symlink(kernel(version).join("package/lib"), boot.join("../lib")).unwrap();
+        }
+        Place {
+            root,
+            cache: folder.path().join("cache"),
+            _folder: folder,
+        }
+    })
+}
+
+/// `ampoule run` with these arguments before the image and with this command, on that kernel.
+fn command_on(version: &str, options: &[&str], words: &[&str]) -> Command {
+    let place = place();
+    let boot = place.root.with_file_name(version).join("boot/vmlinuz");
+    let mut command = run(options);
+    command
+        .arg(&place.root)
+        .arg("--")
+        .args(words)
+        .env("XDG_CACHE_HOME", &place.cache)
+        .env("AMPOULE_KERNEL", boot);
+    command
+}
+
+fn command(options: &[&str], words: &[&str]) -> Command {
+    command_on("6.1", options, words)
+}
+
+/// Runs a command of the guest's shell, without a network.
+fn shell(script: &str) -> End {
+    finish(command(&["--net", "none"], &["sh", "-c", script]))
+}
+
+pub(crate) fn a_command_prints_and_its_status_is_ours() {
+    for version in ["6.1", "6.12"] {
+        let options = ["--net", "none"];
+        let end = finish(command_on(version, &options, &["cat", "/etc/os-release"]));
+        end.expect_code(0).expect_silence().expect_output("ID=test");
+    }
+    shell("exit 42").expect_code(42).expect_silence();
+    shell("kill -SEGV $$").expect_code(139);
+    let end = finish(command(&["--net", "none"], &["/no/such"])).expect_code(127);
+    assert!(end.errors.contains("/no/such"), "{}", end.errors);
+    let end = finish(command(&["--net", "none"], &["/srv/not-a-program"])).expect_code(126);
+    assert!(end.errors.contains("not-a-program"), "{}", end.errors);
+}
+
+pub(crate) fn streams_stay_apart_and_whole() {
+    const LEN: usize = 16 << 20;
+    let script = "cat; echo done >&2";
+    let mut command = command(&["--net", "none", "-i"], &["sh", "-c", script]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let bytes: Vec<u8> = (0..LEN).map(|at| (at / 251) as u8 ^ at as u8).collect();
+    let mut input = child.stdin.take().unwrap();
+    let sent = bytes.clone();
+    let writer = thread::spawn(move || input.write_all(&sent).unwrap());
+    let mut output = Vec::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_end(&mut output)
+        .unwrap();
+    writer.join().unwrap();
+    let end = child.wait_with_output().unwrap();
+    assert!(output == bytes, "{} bytes came back", output.len());
+    assert_eq!(String::from_utf8_lossy(&end.stderr), "done\n");
+    assert!(end.status.success());
+}
+
+pub(crate) fn a_command_has_the_user_folder_and_environment_that_it_should() {
+    let options = [
+        "--net",
+        "none",
+        "-u",
+        "www",
+        "-w",
+        "/srv/new",
+        "-e",
+        "A=b c",
+        "--hostname",
+        "box",
+    ];
+    let script = "id -un; pwd; echo $A; hostname; mount | grep ' / '; echo x >/tmp/x && cat /tmp/x";
+    let end = finish(command(&options, &["sh", "-c", script])).expect_code(0);
+    let said = end.text();
+    assert!(said.starts_with("www\n/srv/new\nb c\nbox\n"), "{said}");
+    assert!(
+        said.contains("overlay on / ") && said.ends_with("x\n"),
+        "{said}"
+    );
+    // What one writes the next one does not find, and who may not write does not.
+    shell("test ! -e /tmp/x && touch /etc/y").expect_code(0);
+    shell("test ! -e /etc/y").expect_code(0);
+    let read_only = ["--net", "none", "--read-only"];
+    finish(command(&read_only, &["touch", "/etc/y"])).expect_code(1);
+}
+
+pub(crate) fn signals_are_the_commands() {
+    let script = "trap 'echo got; exit 9' INT; echo ready; while :; do sleep 0.1; done";
+    let mut vm = Vm::piped(command(&["--net", "none"], &["sh", "-c", script]));
+    vm.expect("ready\n");
+    vm.signal(libc::SIGINT);
+    vm.expect("got\n");
+    vm.end().expect_code(9);
+    // One that takes no notice is not asked for ever.
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut vm = Vm::piped(command(&["--net", "none"], &["sh", "-c", script]));
+    vm.expect("ready\n");
+    for _ in 0..3 {
+        vm.signal(libc::SIGTERM);
+        // Signals that wait are one.
+        thread::sleep(Duration::from_millis(200));
+    }
+    vm.end().expect_code(137);
+}
+
+pub(crate) fn a_terminal_has_a_size_and_its_keys_are_the_commands() {
+    let script = "stty size; trap 'stty size' WINCH; while :; do sleep 0.1; done";
+    let mut vm = Vm::on_terminal(command(&["--net", "none", "-it"], &["sh", "-c", script]));
+    vm.resize(101, 41);
+    vm.expect("41 101\r\n");
+    vm.resize(90, 30);
+    vm.expect("30 90\r\n");
+    vm.send("\x03");
+    let (end, _) = vm.end_with_settings();
+    end.expect_code(130);
+}
+
+pub(crate) fn a_crash_and_a_deadline_are_told_apart() {
+    let end = shell("echo c >/proc/sysrq-trigger; sleep 60").expect_code(134);
+    assert!(end.errors.contains("Kernel panic"), "{}", end.errors);
+    let end = finish(command(
+        &["--net", "none", "--timeout", "20s"],
+        &["sleep", "1000"],
+    ));
+    end.expect_code(124).expect_error("time limit");
+}
+
+/// Another process waits for the same image; one that is killed leaves nothing in the way.
+pub(crate) fn several_at_once_and_after_a_kill() {
+    let own = tempfile::tempdir().unwrap();
+    let start = || {
+        let mut command = command(&["--net", "none", "--memory", "128M"], &["echo", "hello"]);
+        command.env("XDG_CACHE_HOME", own.path());
+        command
+    };
+    let mut killed = start().stdout(Stdio::null()).spawn().unwrap();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let running: Vec<Vm> = (0..4).map(|_| Vm::piped(start())).collect();
+    for vm in running {
+        vm.end()
+            .expect_code(0)
+            .expect_silence()
+            .expect_output("hello");
+    }
+    let files = |folder: &Path| fs::read_dir(folder).unwrap().count();
+    let images = own.path().join("ampoule/images");
+    let before = files(&images);
+    finish(start()).expect_code(0);
+    assert_eq!(files(&images), before, "an image was made again");
+}
+
+pub(crate) fn a_published_port_leads_to_the_command() {
+    uplink();
+    // It goes to the background when it listens.
+    let script = "httpd -p 80 -h /etc && echo ready && cat";
+    let options = ["-i", "--publish", "18080:80"];
+    let mut vm = Vm::piped(command(&options, &["sh", "-c", script]));
+    vm.expect("ready\n");
+    let mut stream = TcpStream::connect("127.0.0.1:18080").unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    stream
+        .write_all(b"GET /os-release HTTP/1.0\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("ID=test\n"), "{answer}");
+    vm.signal(libc::SIGTERM);
+    vm.end().expect_code(143);
+}
