@@ -313,6 +313,7 @@ impl<'a> ImageWriter<'a> {
             }
             self.write(&bytes)?;
         }
+        self.zeros(start + layout.position - self.position)?;
         self.align()
     }
 
@@ -429,6 +430,7 @@ pub(crate) fn map_size(size: u64) -> usize {
 struct Plans {
     order: Vec<NodeId>,
     plans: Vec<Option<Plan>>,
+    /// Behind the last of them.
     position: u64,
     directory_blocks: u32,
     has_chunks: bool,
@@ -480,6 +482,8 @@ impl<'a> Planner<'a> {
                 }
             }
         }
+        // fsck.erofs reads a header behind every inode, also where there are no attributes; behind the last one too.
+        self.plans.position += XATTR_HEADER as u64;
         self.plans
     }
 

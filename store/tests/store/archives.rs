@@ -3,7 +3,7 @@
 use tar::EntryType;
 
 use crate::reader::read;
-use crate::support::{Bench, Tar, files, gzip, zstd};
+use crate::support::{Bench, Tar, files, gzip, has, zstd};
 
 #[test]
 fn all_types_of_files_arrive() {
@@ -242,4 +242,16 @@ fn the_same_archive_makes_the_same_bytes() {
         std::fs::read(path).unwrap()
     };
     assert!(image(1 << 20) == image(1 << 30));
+}
+
+#[test]
+fn an_image_may_end_wherever_its_last_inode_does() {
+    if !has(&["fsck.erofs"]) {
+        return;
+    }
+    // A file more is 64 bytes of inode and 18 of directory: some of these end with their block.
+    for count in 0..130 {
+        let archive = (0..count).fold(Tar::new(), |tar, n| tar.file(&format!("f{n:05}"), ""));
+        assert_eq!(files(archive).len(), count + 1);
+    }
 }
