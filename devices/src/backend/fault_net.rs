@@ -433,22 +433,6 @@ mod tests {
         fn fd(&self) -> RawFd {
             self.socket.as_raw_fd()
         }
-
-        fn takes(&self) -> Offloads {
-            Offloads::default()
-        }
-
-        fn offloads(&self) -> Offloads {
-            Offloads::default()
-        }
-
-        fn set_offloads(&self, _: Offloads) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn set_enabled(&self, _: bool) -> io::Result<()> {
-            Ok(())
-        }
     }
 
     struct Bench {

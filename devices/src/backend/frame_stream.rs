@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vm_memory::VolatileSlice;
 
-use super::net::{HEADER_SIZE, MAX_FRAME, NetBackend, Offloads, Pieces, with_iovecs};
+use super::net::{HEADER_SIZE, MAX_FRAME, NetBackend, Pieces, with_iovecs};
 
 /// The length before each frame, big-endian.
 const PREFIX: usize = 4;
@@ -242,22 +242,6 @@ impl NetBackend for FrameStream {
 
     fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
-    }
-
-    fn takes(&self) -> Offloads {
-        Offloads::default()
-    }
-
-    fn offloads(&self) -> Offloads {
-        Offloads::default()
-    }
-
-    fn set_offloads(&self, _: Offloads) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn set_enabled(&self, _: bool) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -57,23 +57,33 @@ pub trait NetBackend: Send + Sync {
     /// Becomes readable with a frame and writable with room for one; valid for as long as this lives.
     fn fd(&self) -> RawFd;
 
-    /// What a frame that it is sent may leave to it.
-    fn takes(&self) -> Offloads;
+    /// What a frame that it is sent may leave to it. Nothing, unless it says so.
+    fn takes(&self) -> Offloads {
+        Offloads::default()
+    }
 
-    /// What the frames that it gives can leave to their receiver.
-    fn offloads(&self) -> Offloads;
+    /// What the frames that it gives can leave to their receiver. Nothing, unless it says so.
+    fn offloads(&self) -> Offloads {
+        Offloads::default()
+    }
 
-    /// What the frames that it gives may leave to their receiver from now on.
+    /// What the frames that it gives may leave to their receiver from now on: some of [`Self::offloads`].
     ///
     /// # Errors
     /// The host's.
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let _ = offloads;
+        Ok(())
+    }
 
-    /// Whether this pair of several is to have a share of the frames.
+    /// Whether this pair of several is to have a share of the frames. One that is alone always has them all.
     ///
     /// # Errors
     /// The host's.
-    fn set_enabled(&self, enabled: bool) -> io::Result<()>;
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        let _ = enabled;
+        Ok(())
+    }
 }
 
 /// Calls `use_it` with the pieces as system calls take them.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ampoule_tests::guests;
-use ampoule_vmm::backend::{BlockBackend, NetBackend, Offloads, VolatileSlice};
+use ampoule_vmm::backend::{BlockBackend, NetBackend, VolatileSlice};
 use ampoule_vmm::config::{DiskConfig, DiskEngine, NetConfig, VmConfig};
 use ampoule_vmm::devices::EventFd;
 use ampoule_vmm::fault::{
@@ -217,22 +217,6 @@ impl NetBackend for Sink {
 
     fn fd(&self) -> RawFd {
         self.never.as_raw_fd()
-    }
-
-    fn takes(&self) -> Offloads {
-        Offloads::default()
-    }
-
-    fn offloads(&self) -> Offloads {
-        Offloads::default()
-    }
-
-    fn set_offloads(&self, _: Offloads) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn set_enabled(&self, _: bool) -> io::Result<()> {
-        Ok(())
     }
 }
 
