@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use ampoule_devices::console::ConsoleSink;
 
 use crate::console::{ConsoleEnds, ConsoleInput};
+use crate::sync::{lock, wait_until};
 
 /// Memory that a queue keeps when it is empty.
 const KEPT_CAPACITY: usize = 4096;
@@ -70,7 +71,7 @@ struct State {
 
 impl Pipe {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -116,15 +117,7 @@ impl Read for &ConsoleStream {
             .and_then(|wait| Instant::now().checked_add(wait));
         let mut state = self.pipe.state();
         while state.output.is_empty() && !state.ended && !buffer.is_empty() {
-            let changed = &self.pipe.changed;
-            state = match end.map(|end| end.saturating_duration_since(Instant::now())) {
-                None => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(Duration::ZERO) => return Err(io::ErrorKind::TimedOut.into()),
-                Some(left) => {
-                    let waited = changed.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            state = wait_until(&self.pipe.changed, state, end).ok_or(io::ErrorKind::TimedOut)?;
         }
         let taken = state.output.read(buffer)?;
         if state.output.is_empty() {

@@ -5,10 +5,11 @@
 //! leaves besides, and may be taken by any thread of the VM.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::exit::ExitReason;
+use crate::sync::{lock, wait_until};
 
 /// How many events wait for a receiver that does not look.
 pub const MAX_PENDING_EVENTS: usize = 256;
@@ -91,11 +92,6 @@ struct Queue {
     ended: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is guarded is consistent between any two of its methods' calls.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Inbox {
     fn put(&self, event: VmEvent) {
         let mut queue = lock(&self.queue);
@@ -144,15 +140,7 @@ impl Events {
             if queue.is_over() {
                 return None;
             }
-            let changed = &self.inbox.changed;
-            queue = match end.map(|end| end.saturating_duration_since(Instant::now())) {
-                None => changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
-                Some(Duration::ZERO) => return None,
-                Some(left) => {
-                    let waited = changed.wait_timeout(queue, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            queue = wait_until(&self.inbox.changed, queue, end)?;
         }
     }
 }

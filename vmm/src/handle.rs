@@ -3,7 +3,7 @@
 use std::io;
 use std::iter;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::exit::{ExitLatch, ExitReason};
 use crate::guest_watch::GuestWatch;
 use crate::lifecycle::{Lifecycle, OwnThread, PausedMemory, StateError, VmState};
 use crate::metrics::{Metrics, Registry};
+use crate::sync::lock;
 use crate::timeline::Timeline;
 use crate::vcpu::Registers;
 
@@ -156,13 +157,6 @@ pub(crate) struct Shared {
     /// The end of the VM.
     outcome: Mutex<Option<ExitReason>>,
     ended: Condvar,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What these locks guard is replaced whole, so that a panic elsewhere leaves it consistent.
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Shared {

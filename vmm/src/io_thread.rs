@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -20,6 +20,7 @@ use ampoule_devices::virtio::queue::ActiveQueue;
 use ampoule_devices::virtio::{Notification, VirtioWorker, WorkerError, WorkerHost, WorkerId};
 
 use crate::lifecycle::OwnThread;
+use crate::sync::lock;
 use crate::threads::{Muster, VmThread};
 
 /// Tokens of queues have this bit; those of a worker's own events are below.
@@ -30,10 +31,6 @@ const EVENTS: usize = 32;
 
 /// What the event data of a loop's own wake-up is; no worker has this number.
 const KICK: u64 = u64::MAX;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A worker and what it waits for.
 struct Runner {

@@ -86,6 +86,7 @@ mod own_backends;
 mod own_devices;
 mod passt;
 mod resource_allocator;
+mod sync;
 mod threads;
 mod vcpu;
 mod virtio;

@@ -156,17 +156,27 @@ impl VmConfig {
     /// The ids of its virtio devices, in the order in which the guest sees them: what is written, or `disk0`, `net0` and so on.
     pub fn device_ids(&self) -> impl Iterator<Item = String> {
         let disks = self.disk.iter().enumerate();
+        disks
+            .map(|(index, disk)| disk.name(index))
+            .chain(self.ids_behind_disks())
+    }
+
+    /// The same without those of the disks.
+    fn ids_behind_disks(&self) -> impl Iterator<Item = String> {
         let nets = self.net.iter().enumerate();
+        nets.map(|(index, interface)| interface.name(index))
+            .chain(self.singles().map(ToOwned::to_owned))
+    }
+
+    /// The ids of devices of which there is one at most.
+    fn singles(&self) -> impl Iterator<Item = &'static str> {
         let singles = [
             (self.console.is_some(), "console"),
             (self.rng, "rng"),
             (self.vsock.is_some(), "vsock"),
         ];
-        let singles = singles.into_iter().filter(|(there, _)| *there);
-        disks
-            .map(|(index, disk)| disk.name(index))
-            .chain(nets.map(|(index, interface)| interface.name(index)))
-            .chain(singles.map(|(_, name)| name.to_owned()))
+        let there = singles.into_iter().filter(|(there, _)| *there);
+        there.map(|(_, name)| name)
     }
 
     /// The whole command line: that of [`Self::effective_cmdline`], then `append`.

@@ -405,7 +405,7 @@ impl VmConfig {
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
-        let count = self.device_ids().count();
+        let count = self.disk.len() + self.net.len() + self.singles().count();
         if count > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices {
                 count,
@@ -457,7 +457,7 @@ impl VmConfig {
         self.validate_consoles()?;
         self.validate_limits()?;
         // Each kind's names are different already.
-        for name in self.device_ids().skip(self.disk.len()) {
+        for name in self.ids_behind_disks() {
             if !names.insert(name.clone()) {
                 return Err(ConfigError::DeviceName { name });
             }
