@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ampoule_vmm::config::{
-    ConsoleConfig, DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, NetConfig,
-    OnReboot, Span, VmConfig, VmLimits, VsockConfig,
+    ConsoleConfig, DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, OnReboot, Span,
+    VmConfig, VmLimits, VsockConfig,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -20,7 +20,8 @@ use serde::de::value::Error as ValueError;
 
 #[cfg(feature = "image")]
 use crate::command::args::CommandArgs;
-use crate::{disk_arg, limits_arg, net_arg, vsock_arg};
+use crate::net_arg::NetArg;
+use crate::{disk_arg, limits_arg, vsock_arg};
 
 const GUEST: &str = "Guest";
 const MACHINE: &str = "Machine";
@@ -176,8 +177,8 @@ pub(crate) struct RunArgs {
     /// the host's kernel (/dev/vhost-net); pps=N and bandwidth=SIZE, the most
     /// frames and bytes in a second in each direction, with pps-burst=N and bandwidth-burst=SIZE at once after a rest; id=NAME,
     /// for messages.
-    #[arg(long, value_name = "user|tap=NAME,…|none", help_heading = DEVICES, value_parser = net_arg::parse)]
-    net: Vec<NetConfig>,
+    #[arg(long, value_name = "user|tap=NAME,…|none", help_heading = DEVICES, value_parser = NetArg::parse)]
+    net: Vec<NetArg>,
     /// An entropy device, fed by the host's random number generator [default: on]
     #[arg(long, value_name = "on|off", help_heading = DEVICES, action = clap::ArgAction::Set, value_parser = on_off_parser())]
     rng: Option<bool>,
@@ -271,6 +272,12 @@ impl Default for RunConfig {
 }
 
 impl RunArgs {
+    /// Whether they say something about networks, which may be that there is to be none.
+    #[cfg(feature = "image")]
+    pub(crate) fn chooses_network(&self) -> bool {
+        !self.net.is_empty()
+    }
+
     /// Puts what was given on the command line over `config`.
     pub(crate) fn apply(self, config: &mut RunConfig) {
         fn set<T>(field: &mut T, given: Option<T>) {
@@ -306,7 +313,8 @@ impl RunArgs {
             vm.disk = self.disk;
         }
         if !self.net.is_empty() {
-            vm.net = self.net;
+            let interfaces = self.net.into_iter().filter_map(NetArg::interface);
+            vm.net = interfaces.collect();
         }
         *timeline = self.timeline.or(timeline.take());
         *metrics = self.metrics.or(metrics.take());
@@ -391,6 +399,8 @@ fn log_level_parser() -> ValueParser {
 
 #[cfg(test)]
 mod tests {
+    use ampoule_vmm::config::NetConfig;
+
     use super::*;
     use clap::CommandFactory;
 

@@ -21,6 +21,7 @@ mod logger;
 mod metrics;
 mod net_arg;
 mod paint;
+mod records;
 mod report;
 mod run;
 mod signals;

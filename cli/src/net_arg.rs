@@ -20,24 +20,35 @@ const KEYS: [&str; 13] = [
     "id",
 ];
 
-/// Whether it is the answer to "which network?" that says none.
-fn is_none(net: &NetConfig) -> bool {
-    net.tap.is_none() && net.fd.is_none() && !net.user
+/// What the argument asks for.
+#[derive(Debug, Clone)]
+pub(crate) enum NetArg {
+    /// No network at all.
+    None,
+    /// An interface.
+    One(Box<NetConfig>),
 }
 
-/// Leaves the networks that are some.
-pub(crate) fn forget_none(nets: &mut Vec<NetConfig>) {
-    nets.retain(|net| !is_none(net));
-}
-
-/// Reads the argument; `none` is a network that leads nowhere ([`forget_none`]).
-pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
-    if text == "none" {
-        return Ok(NetConfig {
-            tap: None,
-            ..NetConfig::tap("")
-        });
+impl NetArg {
+    /// Reads the argument.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            text => Ok(Self::One(Box::new(parse(text)?))),
+        }
     }
+
+    /// The interface, if there is to be one.
+    pub(crate) fn interface(self) -> Option<NetConfig> {
+        match self {
+            Self::None => None,
+            Self::One(net) => Some(*net),
+        }
+    }
+}
+
+/// Reads the keys of an interface.
+fn parse(text: &str) -> Result<NetConfig, String> {
     let mut net = NetConfig {
         tap: None,
         ..NetConfig::tap("")

@@ -12,12 +12,12 @@ use crate::args::{RunArgs, RunConfig};
 #[cfg(feature = "image")]
 use crate::command;
 use crate::metrics::MetricsSink;
+use crate::records::Records;
 use crate::report::{self, Failure};
 use crate::signals::{FirstSignal, SignalSet, Signals, Wanted};
 use crate::terminal::input::{self, QuitAsked};
 use crate::terminal::{self, RawMode};
-use crate::timeline::TimelineSink;
-use crate::{EXIT_FAILURE, config_file, footprint::Trim, limits, logger, net_arg};
+use crate::{EXIT_FAILURE, config_file, footprint::Trim, limits};
 
 /// The guest ran for longer than `--timeout`.
 pub(crate) const EXIT_TIMEOUT: u8 = 124;
@@ -37,36 +37,23 @@ pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
         let command = std::mem::take(&mut args.command);
         (args, command)
     };
+    #[cfg(feature = "image")]
+    let is_network_chosen = args.chooses_network() || !config.vm.net.is_empty();
     args.apply(&mut config);
     #[cfg(feature = "image")]
     if command.image.is_some() && !print_config {
-        return command::run(&command, config, timeline);
+        return command::run(&command, config, timeline, is_network_chosen);
     }
-    net_arg::forget_none(&mut config.vm.net);
     config.vm.serial = Some(serial(&config.vm));
     if print_config {
         return print(config);
     }
-    logger::install(config.log_level, config.log_file.as_deref())?;
-    let sink = config
-        .timeline
-        .as_deref()
-        .map(TimelineSink::open)
-        .transpose()?;
-    let metrics = config.metrics.as_deref().map(MetricsSink::open);
-    let metrics = metrics.transpose()?.map(Arc::new);
-    let RunConfig { vm: config, .. } = config;
-    let prepared = Prepared::new(config, timeline, metrics.clone())?;
+    let records = Records::open(&config)?;
+    let prepared = Prepared::new(config.vm, timeline, records.metrics())?;
     let handle = prepared.vm.handle();
     let ending = prepared.run()?;
     let code = ending.tell();
-    let outcome = ending.reason.to_string();
-    if let Some(metrics) = metrics {
-        metrics.write_ended(&handle.metrics(), &outcome, code)?;
-    }
-    if let Some(sink) = sink {
-        sink.write(handle.timeline(), &outcome, code)?;
-    }
+    records.write(&handle, &ending.reason.to_string(), code)?;
     Ok(code)
 }
 

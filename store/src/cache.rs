@@ -142,20 +142,28 @@ pub struct Pruned {
     pub in_use: Vec<Digest>,
 }
 
+/// Where a user's caches of Ampoule are: `$XDG_CACHE_HOME/ampoule`, or `$HOME/.cache/ampoule`. It may not be there yet.
+///
+/// # Errors
+/// [`Error::NoCache`]: neither variable is set.
+pub fn cache_folder() -> Result<PathBuf, Error> {
+    let absolute = |name: &str| {
+        let path = PathBuf::from(std::env::var_os(name)?);
+        // As the specification of these folders has it, others are ignored.
+        path.is_absolute().then_some(path)
+    };
+    let cache = absolute("XDG_CACHE_HOME");
+    let cache = cache.or_else(|| Some(absolute("HOME")?.join(".cache")));
+    Ok(cache.ok_or(Error::NoCache)?.join("ampoule"))
+}
+
 impl Store {
-    /// `$XDG_CACHE_HOME/ampoule/images`, or `$HOME/.cache/ampoule/images`.
+    /// The folder `images` of [`cache_folder`].
     ///
     /// # Errors
-    /// Neither variable is set, or the folder cannot be made.
+    /// There is no place for it, or it cannot be made.
     pub fn open_default() -> Result<Self, Error> {
-        let absolute = |name: &str| {
-            let path = PathBuf::from(std::env::var_os(name)?);
-            // As the specification of these folders has it, others are ignored.
-            path.is_absolute().then_some(path)
-        };
-        let cache = absolute("XDG_CACHE_HOME");
-        let cache = cache.or_else(|| Some(absolute("HOME")?.join(".cache")));
-        Self::open(cache.ok_or(Error::NoCache)?.join("ampoule/images"))
+        Self::open(cache_folder()?.join("images"))
     }
 
     /// A folder of this name, made where it is missing.

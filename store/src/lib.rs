@@ -36,7 +36,7 @@ mod source;
 mod stream;
 mod tree;
 
-pub use cache::{CachedImage, Image, Pruned, Removal, Store};
+pub use cache::{CachedImage, Image, Pruned, Removal, Store, cache_folder};
 pub use config::ImageConfig;
 pub use digest::{Digest, DigestError};
 pub use error::{EntryError, Error};

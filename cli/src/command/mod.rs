@@ -11,7 +11,6 @@ mod remote;
 
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::time::Duration;
 use std::{env, fs};
 
@@ -24,13 +23,12 @@ use ampoule_store::{Image, Limits, Source, Store};
 use ampoule_vmm::config::{ConsoleConfig, DiskConfig, NetConfig, VmConfig, VsockConfig};
 use ampoule_vmm::{ConsoleStream, ExitReason, Timeline, VmBuilder, VmHandle};
 
+use crate::EXIT_FAILURE;
 use crate::args::RunConfig;
-use crate::metrics::MetricsSink;
+use crate::records::Records;
 use crate::report::{self, Failure};
 use crate::run::{EXIT_CRASH, EXIT_TIMEOUT};
 use crate::terminal::{self, RawMode};
-use crate::timeline::TimelineSink;
-use crate::{EXIT_FAILURE, logger, net_arg};
 use args::CommandArgs;
 use progress::Bar;
 use remote::Remotes;
@@ -47,17 +45,15 @@ const POWER_OFF: Duration = Duration::from_secs(5);
 /// How much of the guest's console is shown where something went wrong.
 const SHOWN_LINES: usize = 40;
 
-/// Runs a command to its end; the exit status.
+/// Runs a command to its end; the exit status. The network is the configuration's, which may have none, where somebody has
+/// chosen it.
 pub(crate) fn run(
     arguments: &CommandArgs,
     config: RunConfig,
     timeline: Timeline,
+    is_network_chosen: bool,
 ) -> Result<u8, Failure> {
-    logger::install(config.log_level, config.log_file.as_deref())?;
-    let sink = config.timeline.as_deref().map(TimelineSink::open);
-    let sink = sink.transpose()?;
-    let metrics = config.metrics.as_deref().map(MetricsSink::open);
-    let metrics = metrics.transpose()?;
+    let records = Records::open(&config)?;
     let terminal = io::stdin().is_terminal();
     if arguments.tty && arguments.interactive && !terminal {
         return Err(
@@ -68,7 +64,10 @@ pub(crate) fn run(
     let image = image(arguments)?;
     timeline.host("image");
     let mut vm = config.vm;
-    add_network(&mut vm, arguments)?;
+    if !is_network_chosen {
+        vm.net = usual_network(arguments)?;
+    }
+    publish(&mut vm, arguments)?;
     let mut job = job::of(arguments, image.config()).ok_or_else(|| {
         Failure::new("the image names no command")
             .with_help("say what to run: ampoule run IMAGE -- /bin/sh")
@@ -100,13 +99,8 @@ pub(crate) fn run(
     });
     let running = Running::start(vm, timeline)?;
     let code = running.carry(&job, arguments)?;
-    let (vm, end) = (&running.vm, running.vm.wait().to_string());
-    if let Some(metrics) = metrics {
-        metrics.write_ended(&vm.metrics(), &end, code)?;
-    }
-    if let Some(sink) = sink {
-        sink.write(vm.timeline(), &end, code)?;
-    }
+    let vm = &running.vm;
+    records.write(vm, &vm.wait().to_string(), code)?;
     Ok(code)
 }
 
@@ -126,26 +120,25 @@ fn image(arguments: &CommandArgs) -> Result<Image, Failure> {
     image.map_err(failed)
 }
 
-/// User networking where it can be, unless a network was asked for.
-fn add_network(vm: &mut VmConfig, arguments: &CommandArgs) -> Result<(), Failure> {
-    if vm.net.is_empty() {
-        match why_no_network() {
-            None => vm.net.push(NetConfig::user()),
-            // That nobody asked for one is no reason to run nothing.
-            Some((why, help)) if arguments.publish.is_empty() => {
-                if !arguments.quiet {
-                    report::print_stderr(&format!("ampoule: no network: {why} ({help})\n"));
-                }
+/// User networking where it can be.
+fn usual_network(arguments: &CommandArgs) -> Result<Vec<NetConfig>, Failure> {
+    match why_no_network() {
+        None => Ok(vec![NetConfig::user()]),
+        // That nobody asked for one is no reason to run nothing.
+        Some((why, help)) if arguments.publish.is_empty() => {
+            if !arguments.quiet {
+                report::print_stderr(&format!("ampoule: no network: {why} ({help})\n"));
             }
-            Some((why, help)) => {
-                return Err(
-                    Failure::new(format!("no ports can be led into the guest: {why}"))
-                        .with_help(help),
-                );
-            }
+            Ok(Vec::new())
+        }
+        Some((why, help)) => {
+            Err(Failure::new(format!("no ports can be led into the guest: {why}")).with_help(help))
         }
     }
-    net_arg::forget_none(&mut vm.net);
+}
+
+/// Leads ports of the host's into the guest.
+fn publish(vm: &mut VmConfig, arguments: &CommandArgs) -> Result<(), Failure> {
     match vm.net.iter_mut().find(|net| net.user) {
         Some(net) => net.forward.extend(&arguments.publish),
         None if arguments.publish.is_empty() => {}
@@ -183,7 +176,9 @@ fn boot_files(vm: &mut VmConfig, image: &Image) -> Result<(), Failure> {
     let modules = kernel
         .modules_of(&needed, &[Driver::VirtioRng])
         .map_err(|err| Failure::from_error(&err, err.remedy()))?;
-    let initramfs = initramfs::cached(&cache("initramfs")?, &modules, &[])
+    let cache = ampoule_store::cache_folder();
+    let cache = cache.map_err(|err| Failure::from_error(&err, err.remedy()))?;
+    let initramfs = initramfs::cached(&cache.join("initramfs"), &modules, &[])
         .map_err(|err| Failure::from_error(&err, None))?;
     vm.kernel = Some(kernel.image);
     vm.initrd = Some(initramfs);
@@ -193,25 +188,6 @@ fn boot_files(vm: &mut VmConfig, image: &Image) -> Result<(), Failure> {
     let words = words.unwrap_or_else(|| "console=ttyS0 quiet panic=-1 reboot=t".into());
     vm.cmdline = Some(format!("{words} {own}"));
     Ok(())
-}
-
-/// A folder for what can be made again.
-fn cache(name: &str) -> Result<PathBuf, Failure> {
-    let absolute = |name: &str| {
-        env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|it| it.is_absolute())
-    };
-    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
-    let cache = cache.ok_or_else(|| {
-        Failure::new("there is no place for a cache: neither XDG_CACHE_HOME nor HOME is set")
-    })?;
-    let folder = cache.join("ampoule").join(name);
-    fs::create_dir_all(&folder).map_err(|err| {
-        let err = report::io_text(&err);
-        Failure::new(format!("cannot create \"{}\": {err}", folder.display()))
-    })?;
-    Ok(folder)
 }
 
 /// A VM whose guest's init is to take a job.
@@ -259,27 +235,24 @@ impl Running {
         };
         let outcome = self.talk(job);
         drop(raw);
-        match outcome {
-            Ok(outcome) => {
-                if let Some(times) = outcome.started {
-                    let took = times.command.saturating_sub(times.init) / 1_000_000;
-                    let mark = format!("init-to-command-{took}ms");
-                    self.vm.timeline().guest(mark);
-                }
-                if self.vm.wait_timeout(POWER_OFF).is_none() {
-                    self.vm.stop();
-                }
-                self.vm.wait();
-                Ok(self.tell(&outcome))
-            }
-            Err(lost) => {
-                // Whatever the guest does now, nobody hears of it.
-                if self.vm.wait_timeout(POWER_OFF).is_none() {
-                    self.vm.stop();
-                }
-                Ok(self.tell_loss(&lost, &self.vm.wait()))
-            }
+        if let Ok(Outcome {
+            started: Some(times),
+            ..
+        }) = &outcome
+        {
+            let took = times.command.saturating_sub(times.init) / 1_000_000;
+            let mark = format!("init-to-command-{took}ms");
+            self.vm.timeline().guest(mark);
         }
+        // Whatever the guest does now, nobody hears of it.
+        if self.vm.wait_timeout(POWER_OFF).is_none() {
+            self.vm.stop();
+        }
+        let end = self.vm.wait();
+        Ok(match outcome {
+            Ok(outcome) => self.tell(&outcome),
+            Err(lost) => self.tell_loss(&lost, &end),
+        })
     }
 
     fn talk(&self, job: &Job) -> Result<Outcome, SessionError> {
