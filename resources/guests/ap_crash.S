@@ -4,15 +4,7 @@
  * spins.
  */
 #include "guest.h"
-
-#define LAPIC               0xfee00000
-#define LAPIC_SPURIOUS      (LAPIC + 0xf0)
-#define LAPIC_ICR           (LAPIC + 0x300)
-#define LAPIC_ICR_HIGH      (LAPIC + 0x310)
-#define ICR_INIT            0x00004500
-#define ICR_SIPI            0x00004600
-#define ICR_PENDING         0x1000
-#define TRAMPOLINE          0x8000
+#include "lapic.h"
 
     pvh_start
     mov start_info, %ebx
@@ -23,19 +15,9 @@
     sub $'0', %ebx
     shl $24, %ebx
 
-    mov $trampoline, %esi
-    mov $TRAMPOLINE, %edi
-    mov $trampoline_end - trampoline, %ecx
-1:  mov (%esi), %al
-    mov %al, (%edi)
-    inc %esi
-    inc %edi
-    dec %ecx
-    jnz 1b
+    put_trampoline
 
-    mov LAPIC_SPURIOUS, %eax
-    or $0x100, %eax             /* switched on */
-    mov %eax, LAPIC_SPURIOUS
+    switch_lapic_on
     mov $ICR_INIT, %eax
     call send
     mov $ICR_SIPI | (TRAMPOLINE >> 12), %eax
@@ -47,9 +29,7 @@
     /* Sends the interrupt in EAX to the CPU in EBX. */
 send:
     mov %ebx, LAPIC_ICR_HIGH
-    mov %eax, LAPIC_ICR
-1:  testl $ICR_PENDING, LAPIC_ICR
-    jnz 1b
+    send_interrupt
     ret
 
 crash:

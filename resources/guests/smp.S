@@ -3,14 +3,8 @@
  * How many should come is read from the MADT. Prints "started N of M", the IDs, and powers off; does not wait for ever.
  */
 #include "guest.h"
+#include "lapic.h"
 
-#define LAPIC               0xfee00000
-#define LAPIC_SPURIOUS      (LAPIC + 0xf0)
-#define LAPIC_ICR           (LAPIC + 0x300)
-#define ICR_INIT_OTHERS     0x000c4500
-#define ICR_SIPI_OTHERS     0x000c4600
-#define ICR_PENDING         0x1000
-#define TRAMPOLINE          0x8000
 #define COUNT               0x8ff0
 #define STARTED             0x9000
 #define ROUNDS              2000000
@@ -55,15 +49,8 @@ madt:
     add %eax, %esi
     jmp 1b
 
-4:  mov $trampoline, %esi
-    mov $TRAMPOLINE, %edi
-    mov $trampoline_end - trampoline, %ecx
-1:  mov (%esi), %al
-    mov %al, (%edi)
-    inc %esi
-    inc %edi
-    dec %ecx
-    jnz 1b
+4:
+    put_trampoline
     mov $STARTED, %edi
     mov $64, %ecx
     xor %eax, %eax
@@ -73,15 +60,7 @@ madt:
     dec %ecx
     jnz 1b
 
-    mov LAPIC_SPURIOUS, %eax
-    or $0x100, %eax             /* switched on */
-    mov %eax, LAPIC_SPURIOUS
-    movl $ICR_INIT_OTHERS, LAPIC_ICR
-    call sent
-    movl $ICR_SIPI_OTHERS | (TRAMPOLINE >> 12), LAPIC_ICR
-    call sent
-    movl $ICR_SIPI_OTHERS | (TRAMPOLINE >> 12), LAPIC_ICR
-    call sent
+    start_others
 
     mov $ROUNDS, %ecx
 1:  movzwl COUNT, %eax
@@ -107,12 +86,6 @@ madt:
     jne 1b
     print "\n"
     power_off
-
-    /* Waits until the interrupt has been sent. */
-sent:
-    testl $ICR_PENDING, LAPIC_ICR
-    jnz sent
-    ret
 
     /* Runs in real mode at TRAMPOLINE, on all the other CPUs at once. */
     .section .rodata

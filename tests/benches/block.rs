@@ -21,8 +21,12 @@ use ampoule_tests::guests;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+#[path = "common/options.rs"]
+mod options;
 #[path = "common/release.rs"]
 mod release;
+
+use options::Options;
 
 const RUNS: usize = 5;
 const DISK: u64 = 64 << 20;
@@ -74,35 +78,27 @@ const LOADS: [Load; 4] = [
 ];
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    // `cargo bench` says so; `cargo test --benches` does not, and must not measure.
-    if !arguments.iter().any(|argument| argument == "--bench") {
+    let Some(options) = Options::of_bench() else {
         return Ok(());
-    }
-    let value = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1)
     };
-    let runs = value("--runs").map_or(Ok(RUNS), |runs| runs.parse())?;
-    ensure!(runs > 0, "--runs must be 1 or more");
-    let folder = value("--folder").map_or("/dev/shm", String::as_str);
+    let runs = options.number("--runs", RUNS)?;
+    let folder = options.value("--folder").unwrap_or("/dev/shm");
     let folder = tempfile::tempdir_in(folder).context("no place for the disk")?;
     let disk = folder.path().join("disk.img");
     let ampoule = release::binary()?;
     fill(&disk)?;
     let mut keys = format!("path={}", disk.display());
     for (flag, key) in [("--engine", "engine="), ("--disk", "")] {
-        if let Some(value) = value(flag) {
+        if let Some(value) = options.value(flag) {
             keys.push_str(&format!(",{key}{value}"));
         }
     }
-    let divisor: usize = value("--divide").map_or(Ok(1), |by| by.parse())?;
-    ensure!(divisor > 0, "--divide must be 1 or more");
+    let divisor: usize = options.number("--divide", 1)?;
     let loads = LOADS.map(|load| Load {
         requests: load.requests / divisor,
         ..load
     });
-    let count_calls = arguments.iter().any(|argument| argument == "--strace");
+    let count_calls = options.has("--strace");
 
     println!(
         "{}, {runs} runs of each, in turns, --disk {keys}",

@@ -6,7 +6,6 @@
 
 #![allow(clippy::print_stdout, reason = "the figures are this program's output")]
 
-use std::env;
 use std::io::Read;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,22 +13,22 @@ use std::time::{Duration, Instant};
 use ampoule_tests::guests;
 use ampoule_vmm::config::{MemorySize, VmConfig};
 use ampoule_vmm::{VmBuilder, VmHandle};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+
+#[path = "common/options.rs"]
+mod options;
+
+use options::Options;
 
 const RUNS: usize = 200;
 /// How long a guest runs before it is paused.
 const BETWEEN: Duration = Duration::from_millis(10);
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    // `cargo bench` says so; `cargo test --benches` does not, and must not measure.
-    if !arguments.iter().any(|argument| argument == "--bench") {
+    let Some(options) = Options::of_bench() else {
         return Ok(());
-    }
-    let at = arguments.iter().position(|argument| argument == "--runs");
-    let runs = at.and_then(|at| arguments.get(at + 1));
-    let runs = runs.map_or(Ok(RUNS), |runs| runs.parse())?;
-    ensure!(runs > 0, "--runs must be 1 or more");
+    };
+    let runs = options.number("--runs", RUNS)?;
     println!("{runs} times each");
     for cpus in [1, 4, 16] {
         for (how, guest) in [("sleep", guests::IDLE), ("spin", guests::SMP_SPIN)] {

@@ -7,7 +7,6 @@
 
 #![allow(clippy::print_stdout, reason = "the figures are this program's output")]
 
-use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
@@ -19,8 +18,12 @@ use ampoule_tests::guests;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+#[path = "common/options.rs"]
+mod options;
 #[path = "common/release.rs"]
 mod release;
+
+use options::Options;
 
 const RUNS: usize = 5;
 const DEPTH: usize = 64;
@@ -31,15 +34,10 @@ const HEADER: usize = 12;
 const LOADS: [(usize, usize); 3] = [(60, 640_000), (1514, 640_000), (65_000, 64_000)];
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    // `cargo bench` says so; `cargo test --benches` does not, and must not measure.
-    if !arguments.iter().any(|argument| argument == "--bench") {
+    let Some(options) = Options::of_bench() else {
         return Ok(());
-    }
-    let at = arguments.iter().position(|argument| argument == "--runs");
-    let runs = at.and_then(|at| arguments.get(at + 1));
-    let runs = runs.map_or(Ok(RUNS), |runs| runs.parse())?;
-    ensure!(runs > 0, "--runs must be 1 or more");
+    };
+    let runs = options.number("--runs", RUNS)?;
     let ampoule = release::binary()?;
     let tap = Tap::new(&format!("bench{}", std::process::id() % 100_000))?;
 

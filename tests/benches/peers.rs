@@ -19,11 +19,12 @@ mod guest;
 #[path = "../tests/linux/host.rs"]
 #[allow(dead_code, reason = "the tests' disks")]
 mod host;
+#[path = "common/options.rs"]
+mod options;
 #[path = "../tests/linux/virtio.rs"]
 #[allow(dead_code, reason = "its tests are not run here")]
 mod virtio;
 
-use std::env;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::panic;
@@ -36,6 +37,7 @@ use serde_json::{Value, json};
 
 use driver::Vm;
 use guest::{LOAD_TOOLS, LOAD_VIRTIO, initramfs, linux, wait_ready};
+use options::Options;
 use virtio::ask;
 
 const RUNS: usize = 5;
@@ -74,19 +76,13 @@ const fn disk(operation: &'static str, depth: u32) -> Load {
 }
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    // `cargo bench` says so; `cargo test --benches` does not, and must not measure.
-    if !arguments.iter().any(|argument| argument == "--bench") {
+    let Some(options) = Options::of_bench() else {
         return Ok(());
-    }
-    let value = |name: &str, default: usize| -> Result<usize> {
-        let at = arguments.iter().position(|argument| argument == name);
-        let text = at.and_then(|at| arguments.get(at + 1));
-        let number = text.map_or(Ok(default), |text| text.parse())?;
-        ensure!(number > 0, "{name} must be 1 or more");
-        Ok(number)
     };
-    let (runs, seconds) = (value("--runs", RUNS)?, value("--seconds", SECONDS)?);
+    let (runs, seconds) = (
+        options.number("--runs", RUNS)?,
+        options.number("--seconds", SECONDS)?,
+    );
     let folder = tempfile::tempdir_in("/dev/shm").context("no place for the disk")?;
     let image = folder.path().join("disk.img");
     fill(&image)?;

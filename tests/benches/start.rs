@@ -12,14 +12,18 @@ use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fs, io, thread};
+use std::{fs, io, thread};
 
 use ampoule_tests::guests;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+#[path = "common/options.rs"]
+mod options;
 #[path = "common/release.rs"]
 mod release;
+
+use options::Options;
 
 /// Runs of each kind, unless `--runs` says otherwise.
 const RUNS: usize = 60;
@@ -31,19 +35,10 @@ const MEMORY_MIB: u64 = 128;
 const SETTLE: Duration = Duration::from_millis(500);
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    // `cargo bench` says so; `cargo test --benches` does not, and must not measure.
-    if !arguments.iter().any(|argument| argument == "--bench") {
+    let Some(options) = Options::of_bench() else {
         return Ok(());
-    }
-    let runs = match arguments.iter().position(|argument| argument == "--runs") {
-        Some(at) => arguments
-            .get(at + 1)
-            .context("--runs needs a number")?
-            .parse()?,
-        None => RUNS,
     };
-    ensure!(runs > 0, "--runs must be 1 or more");
+    let runs = options.number("--runs", RUNS)?;
     let folder = tempfile::tempdir()?;
     let ampoule = release::installed(folder.path())?;
 

@@ -15,6 +15,7 @@ use ampoule_vmm::{OwnBusDevice, Placement};
 use crate::guest::{LOAD_TOOLS, LOAD_VIRTIO, initramfs};
 use crate::net::host;
 use crate::net_load::Server;
+use crate::vsock::expect_echo;
 
 /// How long the guests here are paused.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -316,20 +317,8 @@ pub(crate) fn the_program_talks_to_its_guest_by_vsock() {
 
     guest.send("vsock_echo listen 52");
     guest.expect("vsock listens");
-    let mut stream = vsock.connect_timeout(52, PATIENCE).unwrap();
-    let bytes: Vec<u8> = (0..LEN).map(|at| (at / 251) as u8 ^ at as u8).collect();
-    let echoed = thread::scope(|scope| {
-        let mut sender = stream.try_clone().unwrap();
-        let bytes = &bytes;
-        scope.spawn(move || {
-            sender.write_all(bytes).unwrap();
-            sender.shutdown(Shutdown::Write).unwrap();
-        });
-        let mut echoed = Vec::new();
-        stream.read_to_end(&mut echoed).unwrap();
-        echoed
-    });
-    assert!(echoed == bytes, "{} bytes came back", echoed.len());
+    let stream = vsock.connect_timeout(52, PATIENCE).unwrap();
+    expect_echo(stream.into(), LEN);
     guest.expect("vsock echoed");
 
     let refused = "vsock_echo connect 1234 1 2>&1 | grep 'reset by peer'";

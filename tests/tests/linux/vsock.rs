@@ -44,14 +44,9 @@ fn connect(socket: &Path, port: u32) -> Option<UnixStream> {
     None
 }
 
-/// The first connection to a port goes nowhere, as nobody listens; the second is echoed.
-pub(crate) fn the_host_talks_to_the_guest() {
-    let (mut vm, _folder, socket) = boot_with_vsock("6.1");
-    assert!(connect(&socket, 51).is_none());
-    vm.send("vsock_echo listen 52\n");
-    vm.expect("vsock listens");
-    let mut stream = connect(&socket, 52).expect("nobody listens");
-    let bytes: Vec<u8> = (0..LEN).map(|at| (at / 251) as u8 ^ at as u8).collect();
+/// Sends so many bytes, which are to come back.
+pub(crate) fn expect_echo(mut stream: UnixStream, len: usize) {
+    let bytes: Vec<u8> = (0..len).map(|at| (at / 251) as u8 ^ at as u8).collect();
     let echoed = thread::scope(|scope| {
         let mut sender = stream.try_clone().unwrap();
         let bytes = &bytes;
@@ -63,8 +58,17 @@ pub(crate) fn the_host_talks_to_the_guest() {
         stream.read_to_end(&mut echoed).unwrap();
         echoed
     });
-    assert_eq!(echoed.len(), LEN);
+    assert_eq!(echoed.len(), len);
     assert!(echoed == bytes, "the bytes differ");
+}
+
+/// The first connection to a port goes nowhere, as nobody listens; the second is echoed.
+pub(crate) fn the_host_talks_to_the_guest() {
+    let (mut vm, _folder, socket) = boot_with_vsock("6.1");
+    assert!(connect(&socket, 51).is_none());
+    vm.send("vsock_echo listen 52\n");
+    vm.expect("vsock listens");
+    expect_echo(connect(&socket, 52).expect("nobody listens"), LEN);
     vm.expect("vsock echoed");
     vm.send("poweroff -f\n");
     vm.end().expect_code(0);

@@ -71,6 +71,17 @@ impl Guest {
         self.life.as_ref().unwrap().endpoint().clone()
     }
 
+    /// Sends bytes on a connection that a packet with this header is of.
+    fn send_data(&mut self, of: Header, bytes: &[u8]) -> Header {
+        let data = Header {
+            op: op::RW,
+            len: bytes.len() as u32,
+            ..of
+        };
+        self.send(data, bytes);
+        data
+    }
+
     /// Sends a packet with `payload`, whatever its header says of it.
     fn send(&mut self, header: Header, payload: &[u8]) {
         let driver = &self.driver;
@@ -216,12 +227,7 @@ fn bytes_go_to_the_host_and_a_packet_that_lies_ends_its_connection_only() {
     assert_eq!(answers[0].op, op::RESPONSE);
     assert!(answers[0].buf_alloc > 0);
     let (mut stream, _) = listener.accept().unwrap();
-    let data = Header {
-        op: op::RW,
-        len: 5,
-        ..request
-    };
-    guest.send(data, b"hello");
+    let data = guest.send_data(request, b"hello");
     let mut bytes = [0; 5];
     stream.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"hello");

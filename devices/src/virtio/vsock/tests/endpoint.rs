@@ -59,12 +59,7 @@ fn a_connection_of_the_programs_is_accepted_or_refused_by_the_guest() {
     assert_eq!(answer.src_port, 52);
     let mut stream = connected.join().unwrap().unwrap();
     assert_eq!(stream.guest_port(), 52);
-    let data = Header {
-        op: op::RW,
-        len: 5,
-        ..answer
-    };
-    guest.send(data, b"hello");
+    guest.send_data(answer, b"hello");
     let mut bytes = [0; 5];
     stream.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"hello");
@@ -123,12 +118,7 @@ fn a_listener_comes_before_the_socket_of_its_port_and_stays_through_resets() {
         assert_eq!(guest.answers()[0].op, op::RESPONSE);
         let mut stream = listener.accept_timeout(PATIENCE).unwrap();
         assert_eq!(stream.guest_port(), 1000);
-        let data = Header {
-            op: op::RW,
-            len: 5,
-            ..request
-        };
-        guest.send(data, b"hello");
+        guest.send_data(request, b"hello");
         let mut bytes = [0; 5];
         stream.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"hello");
@@ -182,12 +172,7 @@ fn when_the_vm_ends_all_that_waits_fails_and_streams_end() {
         ..request
     };
     guest.send(last, &[]);
-    let data = Header {
-        op: op::RW,
-        len: 6,
-        ..last
-    };
-    guest.send(data, b"result");
+    guest.send_data(last, b"result");
     guest.driver.write(register::STATUS, 0);
     let connecting = connecting(&guest, 52);
     let accepting = thread::spawn(move || {
