@@ -29,9 +29,13 @@ impl Init {
         fs::write(&path, INIT).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
         let (connection, theirs) = UnixStream::pair().unwrap();
-        // Under a shell, which gives descriptor 3 to the init and to no other process that a test starts meanwhile.
+        // Under a shell, which gives descriptor 3 to the init and to no other process that a test starts meanwhile; with
+        // signals ignored, as under nohup, which commands must not inherit.
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "exec \"$0\" session 3 3<&0 0</dev/null"]);
+        command.args([
+            "-c",
+            "trap '' HUP INT QUIT TERM; exec \"$0\" session 3 3<&0 0</dev/null",
+        ]);
         command.arg(&path).stdin(OwnedFd::from(theirs));
         let process = command.spawn().unwrap();
         Self {

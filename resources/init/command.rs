@@ -113,6 +113,7 @@ impl Plan {
             sys::become_user(it.user, it.group, &it.groups).map_err(at(Step::User))?;
         }
         sys::chdir(&self.directory).map_err(at(Step::Directory))?;
+        sys::reset_signals();
         sys::block_signals(false).map_err(at(Step::Streams))
     }
 

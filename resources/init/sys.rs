@@ -516,6 +516,16 @@ pub(crate) fn block_signals(all: bool) -> Result<()> {
     call!(14, 2, &raw const set, 0, 8).map(drop)
 }
 
+/// What signals do to a process is what they do at first: what is ignored stays so in the program that is executed.
+pub(crate) fn reset_signals() {
+    // The kernel's sigaction: a handler (SIG_DFL), flags, a restorer, a mask.
+    let action = [0u64; 4];
+    for signal in 1..=64 {
+        // Fails for SIGKILL and SIGSTOP, which are always so.
+        let _ = call!(13, signal, action.as_ptr(), 0, 8);
+    }
+}
+
 /// A descriptor that is readable when a child has ended.
 pub(crate) fn child_events() -> Result<Fd> {
     let set: u64 = 1 << (17 - 1);
