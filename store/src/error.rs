@@ -170,9 +170,6 @@ impl Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EntryError {
-    /// Its name, or that of its hard link's target, begins with a slash.
-    #[error("its name is absolute")]
-    Absolute,
     /// Its name, or that of its hard link's target, has a component `..`.
     #[error("its name has a component \"..\"")]
     ParentComponent,

@@ -2,7 +2,8 @@
 //!
 //! Names are resolved in here and nowhere else, so that no name can lead out of it. As containerd has it, a component of an entry's
 //! name that is a symbolic link is followed inside the root (a layer may put `bin/x` where a lower one has made `bin` a link to
-//! `usr/bin`); the last component never is. Names that are absolute or have a component `..` are refused.
+//! `usr/bin`); the last component never is. An absolute name starts at the image's root, as the relative one does: real builders write
+//! such ones, `/` itself among them. Names with a component `..` are refused.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -540,9 +541,6 @@ fn components(name: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
     }
     if name.len() > PATH_MAX {
         return Err(EntryError::NameTooLong);
-    }
-    if name[0] == b'/' {
-        return Err(EntryError::Absolute);
     }
     let mut components = Vec::new();
     for component in name.split(|byte| *byte == b'/') {

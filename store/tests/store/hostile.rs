@@ -8,13 +8,8 @@ use crate::support::{Bench, Layer, Tar, chain, docker, gzip, refusal, zstd};
 #[test]
 fn names_that_lead_out_are_refused() {
     let of = |name: &str, why: &str| format!("entry \"{name}\" of \"root.tar\" is refused: {why}");
-    let absolute = "its name is absolute";
     let parent = "its name has a component \"..\"";
-    assert_eq!(
-        refusal(Tar::new().file("/etc/passwd", "x").done()),
-        of("/etc/passwd", absolute)
-    );
-    for name in ["../x", "a/../../x", "..", "a/.."] {
+    for name in ["../x", "/../x", "a/../../x", "..", "a/.."] {
         assert_eq!(refusal(Tar::new().file(name, "x").done()), of(name, parent));
     }
     let base = || {
@@ -23,7 +18,6 @@ fn names_that_lead_out_are_refused() {
             .symlink("loop", "loop")
             .symlink("no", "/nothing")
     };
-    assert_eq!(refusal(base().link("l", "/f").done()), of("l", absolute));
     assert_eq!(refusal(base().link("l", "../f").done()), of("l", parent));
     let missing = |target: &str| format!("it is a hard link to \"{target}\", which is not a file");
     assert_eq!(

@@ -155,6 +155,23 @@ fn names_through_links_stay_inside_the_root() {
     assert_eq!(files["usr/bin/d"].number, files["usr/bin/a"].number);
 }
 
+/// Builders write them (umoci, kaniko, ko), and everybody unpacks them below the root.
+#[test]
+fn absolute_names_start_at_the_images_root() {
+    let files = stacked(|| {
+        vec![
+            Tar::new()
+                .directory("/")
+                .file("/etc/passwd", "1")
+                .file("gone", "1")
+                .link("/same", "/etc/passwd"),
+            Tar::new().file("//etc/hosts", "2").file("/.wh.gone", ""),
+        ]
+    });
+    assert_eq!(names(&files), ["etc", "etc/hosts", "etc/passwd", "same"]);
+    assert_eq!(files["same"].number, files["etc/passwd"].number);
+}
+
 #[test]
 fn replaced_files_take_no_room() {
     let noise: Vec<u8> = (0..1_000_000u32)
