@@ -12,6 +12,9 @@ use crate::say;
 /// What making a guest and a lab host needs in any case: their programs, their kernels' decompressors.
 pub(crate) const BASE: &[&str] = &["busybox-static", "lz4", "xz-utils", "zstd"];
 
+/// How packages are installed: nobody's others go for them.
+const INSTALL: &[&str] = &["install", "--no-install-recommends", "--no-remove"];
+
 /// Debian's package lists as this run sees them.
 #[derive(Debug)]
 pub(crate) struct Packages {
@@ -61,11 +64,45 @@ impl Packages {
             bail!("missing Debian packages; as root: apt-get install {names_line}");
         }
         self.update()?;
+        let others = self.in_their_way(&names)?;
+        for other in &others {
+            say::say(format!(
+                "{other} takes the place of a newer one that does not go with them"
+            ));
+        }
         say::step(&format!("installing {names_line}"), || {
             let mut install = self.apt()?;
-            install.args(["install", "-qq", "--no-install-recommends"]);
-            run(install.args(&names)).map(drop)
+            install.args(INSTALL).args(["-qq", "--allow-downgrades"]);
+            run(install.args(&names).args(&others)).map(drop)
         })
+    }
+
+    /// What apt would remove for these packages, as the versions to have instead, `NAME=VERSION`: a package of a machine that is not of its
+    /// distribution (a backport, say) may not go with what is. Nothing is removed.
+    fn in_their_way(&self, names: &[&str]) -> Result<Vec<String>> {
+        let mut simulation = Command::new("apt-get");
+        simulation.arg("--simulate");
+        simulation.args(["install", "--no-install-recommends"]);
+        let output = run(simulation.args(names))?;
+        let removed: Vec<(String, String)> = String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(removed)
+            .collect();
+        let other = |(name, version): &(String, String)| {
+            let output = run(Command::new("apt-cache").args(["madison", name]))?;
+            let listing = String::from_utf8_lossy(&output.stdout);
+            let mut known = listing.lines().filter_map(known_version);
+            let other = known.find(|it| it != version);
+            let other = other.with_context(|| {
+                format!(
+                    "apt would remove {name} {version} to install {}: remove it yourself if you \
+                     can do without it",
+                    names.join(" ")
+                )
+            })?;
+            Ok(format!("{name}={other}"))
+        };
+        removed.iter().map(other).collect()
     }
 
     /// Fetches the package lists where no run did so before.
@@ -128,9 +165,32 @@ fn installed(line: &str) -> Option<&str> {
     line.strip_prefix("ii ")
 }
 
+/// The package and the version that apt says it would remove: `Remv NAME [VERSION]`.
+fn removed(line: &str) -> Option<(String, String)> {
+    let mut words = line.strip_prefix("Remv ")?.split_whitespace();
+    let (name, version) = (words.next()?, words.next()?);
+    let version = version.strip_prefix('[')?.strip_suffix(']')?;
+    Some((name.to_owned(), version.to_owned()))
+}
+
+/// The version in a line of `apt-cache madison`: `NAME | VERSION | WHERE`.
+fn known_version(line: &str) -> Option<String> {
+    Some(line.split('|').nth(1)?.trim().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_apt_would_remove_is_understood() {
+        let line = "Remv qemu-utils [1:10.0.2+ds-2] [qemu-system-common:amd64 ]";
+        let expected = ("qemu-utils".to_owned(), "1:10.0.2+ds-2".to_owned());
+        assert_eq!(removed(line), Some(expected));
+        assert_eq!(removed("Inst qemu-system-x86 (1:7.2 Debian)"), None);
+        let line = "qemu-utils | 1:7.2+dfsg-7 | http://deb.example bookworm/main amd64 Packages";
+        assert_eq!(known_version(line).as_deref(), Some("1:7.2+dfsg-7"));
+    }
 
     #[test]
     fn only_installed_packages_count() {
