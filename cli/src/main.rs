@@ -13,6 +13,7 @@ mod disk_arg;
 mod doctor;
 #[cfg(not(test))]
 mod entry;
+mod folders;
 mod footprint;
 mod key_list;
 mod limits;

@@ -17,7 +17,7 @@ use crate::report::{self, Failure};
 use crate::signals::{FirstSignal, SignalSet, Signals, Wanted};
 use crate::terminal::input::{self, QuitAsked};
 use crate::terminal::{self, RawMode};
-use crate::{EXIT_FAILURE, config_file, footprint::Trim, limits};
+use crate::{EXIT_FAILURE, config_file, folders::with_caches, footprint::Trim, limits};
 
 /// The guest ran for longer than `--timeout`.
 pub(crate) const EXIT_TIMEOUT: u8 = 124;
@@ -112,7 +112,7 @@ impl Prepared {
         };
         let (source, signals, first_signal) =
             Signals::new(config.grace.as_duration(), metrics, wanted).map_err(host("signals"))?;
-        let mut builder = VmBuilder::new(config)
+        let mut builder = with_caches(VmBuilder::new(config))
             .timeline(timeline)
             .control_source(source)
             .control_source(Trim::new().map_err(host("a timer"))?);

@@ -4,8 +4,11 @@
 //! builds the VM, before its vCPU threads exist; the descriptors live until the VM is dropped. Reference: the kernel's
 //! Documentation/virt/kvm/api.rst.
 
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VcpuFd};
@@ -15,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use ampoule_arch::layout;
 
+use crate::host_cache::{self, HostKey};
 use crate::memory::GuestRam;
 
 const DEVICE: &str = "/dev/kvm";
@@ -121,11 +125,14 @@ impl KvmError {
 /// The system's KVM, open.
 pub(crate) struct Kvm {
     fd: kvm_ioctls::Kvm,
+    /// Where what it answers is kept from one process to the next.
+    cache: Option<PathBuf>,
+    supported: OnceLock<CpuId>,
 }
 
 impl Kvm {
     /// Opens `/dev/kvm` and checks that it is one this library can use.
-    pub(crate) fn open() -> Result<Self, KvmError> {
+    pub(crate) fn open(cache: Option<PathBuf>) -> Result<Self, KvmError> {
         let fd = kvm_ioctls::Kvm::new().map_err(|err| {
             let source = io::Error::from(err);
             match source.raw_os_error() {
@@ -151,14 +158,43 @@ impl Kvm {
                 return Err(KvmError::Capability { name });
             }
         }
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            cache,
+            supported: OnceLock::new(),
+        })
     }
 
     /// What a guest's CPUID may say on this host.
-    pub(crate) fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
-        self.fd
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(KvmError::ioctl("tell the CPUID it supports"))
+    pub(crate) fn supported_cpuid(&self) -> Result<&CpuId, KvmError> {
+        if let Some(known) = self.supported.get() {
+            return Ok(known);
+        }
+        let cache = self.cache.as_deref();
+        let cache = cache.and_then(|folder| Some((folder, self.host_key()?)));
+        let kept = cache.as_ref().and_then(|(folder, key)| {
+            let entries = host_cache::read(folder, key)?;
+            CpuId::from_entries(&entries).ok()
+        });
+        let answer = match kept {
+            Some(kept) => kept,
+            None => {
+                let asked = self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+                let asked = asked.map_err(KvmError::ioctl("tell the CPUID it supports"))?;
+                if let Some((folder, key)) = &cache {
+                    host_cache::write(folder, key, asked.as_slice());
+                }
+                asked
+            }
+        };
+        Ok(self.supported.get_or_init(|| answer))
+    }
+
+    fn host_key(&self) -> Option<HostKey> {
+        // SAFETY: the descriptor is open for as long as `self`.
+        let device = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) };
+        let device = File::from(device.try_clone_to_owned().ok()?);
+        HostKey::now(&device.metadata().ok()?)
     }
 
     /// Whether the in-kernel local APIC has the TSC deadline mode.

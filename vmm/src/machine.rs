@@ -1,6 +1,7 @@
 //! One incarnation of a VM, from power-on to power-off. A restart builds the next one afresh, so that nothing of a guest,
 //! nor of KVM's state for it, outlives its reset.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vm_memory::{ByteValued, Bytes, GuestAddress};
@@ -34,6 +35,8 @@ use crate::virtio::{self, Placement};
 /// What a machine is built from, and what outlives it.
 pub(crate) struct Blueprint {
     pub(crate) config: VmConfig,
+    /// Where unpacked kernels are kept.
+    pub(crate) kernel_cache: Option<PathBuf>,
     pub(crate) kvm: Kvm,
     pub(crate) shared: Arc<Shared>,
     /// Where the serial port prints.
@@ -83,6 +86,7 @@ impl Machine {
     pub(crate) fn build(blueprint: &Blueprint) -> Result<Self, Error> {
         let Blueprint {
             config,
+            kernel_cache,
             kvm,
             shared,
             output,
@@ -101,7 +105,7 @@ impl Machine {
         timeline.host("memory");
         let vm = kvm.create_vm(&ram, config.cpus)?;
         timeline.host("vm-created");
-        let kernel = load_kernel(config, &ram)?;
+        let kernel = load_kernel(config, &ram, kernel_cache.as_deref())?;
         timeline.host("kernel-loaded");
 
         let mut devices = DeviceManager::new(&vm, shared, output, input_space)?;
@@ -227,10 +231,17 @@ struct LoadedGuest {
     initrd: Option<(GuestAddress, u64)>,
 }
 
-fn load_kernel(config: &VmConfig, ram: &GuestRam) -> Result<LoadedGuest, Error> {
+fn load_kernel(
+    config: &VmConfig,
+    ram: &GuestRam,
+    cache: Option<&Path>,
+) -> Result<LoadedGuest, Error> {
     // `validate` has seen to it that there is one.
     let path = config.kernel.as_deref().unwrap_or_else(|| "".as_ref());
-    let kernel = kernel::load(path, config.entry, ram)?;
+    let kernel = match cache {
+        Some(folder) => kernel::load_cached(path, config.entry, ram, folder)?,
+        None => kernel::load(path, config.entry, ram)?,
+    };
     log::info!("kernel {}: {}", path.display(), kernel.path_taken);
     kernel::check_cmdline(&kernel, path, &config.full_cmdline())?;
     let initrd = match &config.initrd {

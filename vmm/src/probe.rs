@@ -230,7 +230,7 @@ impl ProbeReport {
 /// [`ProbeError`] where it did not come to the first instruction.
 pub fn probe_kvm() -> Result<ProbeReport, ProbeError> {
     // Its checks are those that every VM goes through.
-    drop(crate::kvm::Kvm::open()?);
+    drop(crate::kvm::Kvm::open(None)?);
     let kvm = Kvm::new().map_err(refused("be opened"))?;
     let (api_version, max_vcpus) = (kvm.get_api_version(), kvm.get_max_vcpus());
     let instructions = run_on_thread(kvm)?;

@@ -25,6 +25,7 @@ use ampoule_vmm::{ConsoleStream, ExitReason, Timeline, VmBuilder, VmHandle};
 
 use crate::EXIT_FAILURE;
 use crate::args::RunConfig;
+use crate::folders::with_caches;
 use crate::records::Records;
 use crate::report::{self, Failure};
 use crate::run::{EXIT_CRASH, EXIT_TIMEOUT};
@@ -209,7 +210,7 @@ impl Running {
             serial: config.serial.filter(|_| !shown),
             ..config
         };
-        let builder = VmBuilder::new(config).timeline(timeline);
+        let builder = with_caches(VmBuilder::new(config)).timeline(timeline);
         let vm = builder.control_source(source).build().map_err(failed)?;
         remotes.block().map_err(|err| {
             Failure::new(format!("cannot block signals: {}", report::io_text(&err)))

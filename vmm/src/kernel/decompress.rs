@@ -9,7 +9,8 @@ mod decoders;
 use std::fmt;
 use std::io;
 
-use super::elf::{ElfError, StreamPlacer};
+use super::Tee;
+use super::elf::ElfError;
 use super::source::ImageSource;
 
 /// How a file is packed.
@@ -161,36 +162,45 @@ impl From<DecompressError> for StreamError {
     }
 }
 
-/// Unpacks the part of `file` at (offset, length) into `placer`, to at most `limit` bytes; returns its format.
+/// Unpacks the part of `file` at (offset, length) into `output`, to at most `limit` bytes; returns its format.
 pub(super) fn stream<S: ImageSource + ?Sized>(
     file: &S,
-    (offset, length): (u64, u64),
+    part: (u64, u64),
     limit: u64,
-    placer: &mut StreamPlacer<'_>,
+    output: &mut Tee<'_, '_>,
 ) -> Result<Compression, StreamError> {
+    let format = format(file, part)?;
+    decoders::unpack(format, file, part, limit, output)?;
+    Ok(format)
+}
+
+/// The format of the part of `file` at (offset, length).
+pub(super) fn format<S: ImageSource + ?Sized>(
+    file: &S,
+    (offset, length): (u64, u64),
+) -> Result<Compression, DecompressError> {
     let mut magic = [0; 16];
     let known = magic.len().min(length as usize);
     file.read_exact(&mut magic[..known], offset)
         .map_err(DecompressError::Read)?;
     let Some(format) = Compression::detect(&magic[..known]) else {
         let magic = [magic[0], magic[1], magic[2], magic[3]];
-        return Err(DecompressError::UnknownFormat { magic }.into());
+        return Err(DecompressError::UnknownFormat { magic });
     };
-    decoders::unpack(format, file, (offset, length), limit, placer)?;
     Ok(format)
 }
 
 /// In the place of the decoders, in a build without them.
 #[cfg(not(feature = "decompress"))]
 mod decoders {
-    use super::{Compression, DecompressError, ImageSource, StreamError, StreamPlacer};
+    use super::{Compression, DecompressError, ImageSource, StreamError, Tee};
 
     pub(super) fn unpack<S: ImageSource + ?Sized>(
         format: Compression,
         _: &S,
         _: (u64, u64),
         _: u64,
-        _: &mut StreamPlacer<'_>,
+        _: &mut Tee<'_, '_>,
     ) -> Result<(), StreamError> {
         Err(DecompressError::Unsupported { format }.into())
     }

@@ -14,14 +14,17 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use linux_loader::bootparam::setup_header;
 use serde::{Deserialize, Serialize};
 
 use crate::memory::GuestRam;
+use crate::own_file::Partial;
 
 mod bzimage;
+mod cache;
 mod cmdline;
 mod decompress;
 #[cfg_attr(
@@ -52,6 +55,7 @@ pub use initrd::InitrdError;
 pub use source::CopyError;
 
 use bzimage::Bzimage;
+use cache::Place;
 use elf::{ElfPlan, LoadedElf};
 use image::Identity;
 use source::ImageSource;
@@ -164,7 +168,23 @@ pub struct LoadedKernel {
 /// [`KernelError`] names the file, what is wrong with it, and in [`KernelError::remedy`] what to do about it.
 pub fn load(path: &Path, mode: KernelEntry, ram: &GuestRam) -> Result<LoadedKernel, KernelError> {
     let file = source::open(FileRole::Kernel, path)?;
-    load_from_source(&file, path, mode, ram)
+    load_from_source(&file, path, mode, ram, None)
+}
+
+/// As [`load`], with a folder of this user's, made where it is missing, for what bzImages unpack to: one that has been unpacked
+/// since the host's start is not unpacked again. The kernels used last are kept, four of them.
+///
+/// # Errors
+/// As [`load`]. A folder that cannot be used is no error.
+pub fn load_cached(
+    path: &Path,
+    mode: KernelEntry,
+    ram: &GuestRam,
+    folder: &Path,
+) -> Result<LoadedKernel, KernelError> {
+    let file = source::open(FileRole::Kernel, path)?;
+    let place = Place::new(folder, file.metadata());
+    load_from_source(&file, path, mode, ram, place.as_ref())
 }
 
 /// As [`load`], of an open file. `path` is only for messages.
@@ -178,7 +198,7 @@ pub fn load_from(
     ram: &GuestRam,
 ) -> Result<LoadedKernel, KernelError> {
     let file = source::regular(FileRole::Kernel, path, file)?;
-    load_from_source(&file, path, mode, ram)
+    load_from_source(&file, path, mode, ram, None)
 }
 
 /// As [`load`], of an image in host memory. `path` is only for messages.
@@ -191,7 +211,7 @@ pub fn load_bytes(
     mode: KernelEntry,
     ram: &GuestRam,
 ) -> Result<LoadedKernel, KernelError> {
-    load_from_source(bytes, path, mode, ram)
+    load_from_source(bytes, path, mode, ram, None)
 }
 
 fn load_from_source<S: ImageSource + ?Sized>(
@@ -199,6 +219,7 @@ fn load_from_source<S: ImageSource + ?Sized>(
     path: &Path,
     mode: KernelEntry,
     ram: &GuestRam,
+    place: Option<&Place<'_>>,
 ) -> Result<LoadedKernel, KernelError> {
     let identity = image::identify(file).map_err(KernelError::reading(FileRole::Kernel, path))?;
     match identity {
@@ -214,7 +235,7 @@ fn load_from_source<S: ImageSource + ?Sized>(
             Err(KernelError::NotABzimage { path: path.into() })
         }
         Identity::Elf => load_elf(file, mode, ram).map_err(KernelError::elf(path)),
-        Identity::Bzimage => load_bzimage(file, path, mode, ram),
+        Identity::Bzimage => load_bzimage(file, path, mode, ram, place),
     }
 }
 
@@ -238,12 +259,13 @@ fn load_bzimage<S: ImageSource + ?Sized>(
     path: &Path,
     mode: KernelEntry,
     ram: &GuestRam,
+    place: Option<&Place<'_>>,
 ) -> Result<LoadedKernel, KernelError> {
     let image = Bzimage::read(file).map_err(KernelError::bzimage(path))?;
     if mode == KernelEntry::Bzimage {
         return place_bzimage(&image, file, ram).map_err(KernelError::bzimage(path));
     }
-    match unpack(&image, file, mode, ram) {
+    match unpack(&image, file, mode, ram, place) {
         // Only where not a byte of it has been placed, so that the RAM is still fresh.
         Err(UnpackError::Payload(reason))
             if mode == KernelEntry::Auto && reason.host_cannot_read() =>
@@ -282,10 +304,24 @@ fn unpack<S: ImageSource + ?Sized>(
     file: &S,
     mode: KernelEntry,
     ram: &GuestRam,
+    place: Option<&Place<'_>>,
 ) -> Result<(LoadedElf, Compression, KernelEntryPoint), UnpackError> {
+    if let Some(kept) = place.and_then(Place::find)
+        && let Ok(compression) = decompress::format(file, image.payload())
+        // One that is damaged is as good as none, as long as nothing of it is in memory.
+        && let Ok(plan) = ElfPlan::read(&kept, ram)
+    {
+        let elf = plan.place(&kept, ram).map_err(UnpackError::Elf)?;
+        let entry = elf.entry(mode).map_err(UnpackError::Elf)?;
+        return Ok((elf, compression, entry));
+    }
     let mut placer = elf::StreamPlacer::new(ram);
+    let mut output = Tee {
+        placer: &mut placer,
+        copy: place.and_then(Place::begin),
+    };
     let compression =
-        decompress::stream(file, image.payload(), image.unpacked_limit(), &mut placer).map_err(
+        decompress::stream(file, image.payload(), image.unpacked_limit(), &mut output).map_err(
             |err| match err {
                 decompress::StreamError::Input(err) => UnpackError::Payload(err),
                 decompress::StreamError::Output(ElfError::NotElf) => {
@@ -294,12 +330,38 @@ fn unpack<S: ImageSource + ?Sized>(
                 decompress::StreamError::Output(err) => UnpackError::Elf(err),
             },
         )?;
+    let copy = output.copy;
     let elf = match placer.finish() {
         Err(ElfError::NotElf) => return Err(UnpackError::Payload(DecompressError::NotElf)),
         other => other.map_err(UnpackError::Elf)?,
     };
     let entry = elf.entry(mode).map_err(UnpackError::Elf)?;
+    if let (Some(place), Some(copy)) = (place, copy) {
+        place.keep(copy);
+    }
     Ok((elf, compression, entry))
+}
+
+/// Where an unpacked kernel goes: to its place in memory, and to a file for the next time.
+struct Tee<'a, 'b> {
+    placer: &'a mut elf::StreamPlacer<'b>,
+    copy: Option<Partial>,
+}
+
+impl Tee<'_, '_> {
+    #[cfg_attr(
+        not(feature = "decompress"),
+        allow(dead_code, reason = "only decoders have an output")
+    )]
+    fn push(&mut self, bytes: &[u8]) -> Result<(), ElfError> {
+        if let Some(copy) = &mut self.copy
+            && let Err(err) = copy.write_all(bytes)
+        {
+            log::debug!("cannot keep an unpacked kernel: {err}");
+            self.copy = None;
+        }
+        self.placer.push(bytes)
+    }
 }
 
 fn place_bzimage<S: ImageSource + ?Sized>(

@@ -1,6 +1,6 @@
 //! Where an image comes from: a regular file, or bytes in host memory.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -117,7 +117,14 @@ impl ImageSource for [u8] {
 #[derive(Debug)]
 pub(super) struct ImageFile {
     file: File,
-    length: u64,
+    metadata: Metadata,
+}
+
+impl ImageFile {
+    /// What it was when it was opened.
+    pub(super) fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
 }
 
 /// Opens the regular file at `path`; never waits for the other end of a FIFO.
@@ -140,10 +147,7 @@ pub(super) fn regular(role: FileRole, path: &Path, file: File) -> Result<ImageFi
     let kind = metadata.file_type();
     let kind = match () {
         () if kind.is_file() => {
-            return Ok(ImageFile {
-                file,
-                length: metadata.len(),
-            });
+            return Ok(ImageFile { file, metadata });
         }
         () if kind.is_dir() => "directory",
         () if kind.is_fifo() => "pipe",
@@ -159,7 +163,7 @@ pub(super) fn regular(role: FileRole, path: &Path, file: File) -> Result<ImageFi
 
 impl ImageSource for ImageFile {
     fn len(&self) -> u64 {
-        self.length
+        self.metadata.len()
     }
 
     fn read_some(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -1,13 +1,13 @@
 //! The decoders.
 //!
-//! The output is never held as a whole: it goes to a [`StreamPlacer`] piece by piece, and ends in an error where it grows
+//! The output is never held as a whole: it goes to a [`StreamPlacer`](crate::kernel::elf::StreamPlacer) piece by piece, and ends in an error where it grows
 //! beyond its limit. Behind the packed bytes of every format but gzip the kernel's build puts their unpacked size, four bytes
 //! in little-endian order; it is not needed here, and only LZ4, which has no end mark, has to know that it is there.
 
 use std::io::{self, BufRead, BufReader, Read};
 
 use super::{Compression, DecompressError, StreamError};
-use crate::kernel::elf::StreamPlacer;
+use crate::kernel::Tee;
 use crate::kernel::source::{ImageSource, Section};
 
 /// Bytes read from the file at a time.
@@ -28,17 +28,17 @@ const LZ4_PACKED_MAX: usize = LZ4_BLOCK + LZ4_BLOCK / 255 + 16;
 /// Length of the unpacked size that the kernel's build appends.
 const SIZE_WORD: u64 = 4;
 
-/// Unpacks the part of `file` at (offset, length), packed as `format`, into `placer`, to at most `limit` bytes.
+/// Unpacks the part of `file` at (offset, length), packed as `format`, into `to`, to at most `limit` bytes.
 pub(super) fn unpack<S: ImageSource + ?Sized>(
     format: Compression,
     file: &S,
     (offset, length): (u64, u64),
     limit: u64,
-    placer: &mut StreamPlacer<'_>,
+    to: &mut Tee<'_, '_>,
 ) -> Result<(), StreamError> {
     let input = BufReader::with_capacity(INPUT_BUFFER, Section::new(file, offset, length));
     let mut output = Output {
-        placer,
+        to,
         format,
         limit,
         total: 0,
@@ -60,21 +60,21 @@ pub(super) fn unpack<S: ImageSource + ?Sized>(
 }
 
 /// The way from a decoder to the placer.
-struct Output<'a, 'b> {
-    placer: &'a mut StreamPlacer<'b>,
+struct Output<'a, 'b, 'c> {
+    to: &'a mut Tee<'b, 'c>,
     format: Compression,
     limit: u64,
     total: u64,
 }
 
-impl Output<'_, '_> {
+impl Output<'_, '_, '_> {
     fn push(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
         self.total += bytes.len() as u64;
         if self.total > self.limit {
             let (format, limit) = (self.format, self.limit);
             return Err(DecompressError::TooLarge { format, limit }.into());
         }
-        self.placer.push(bytes).map_err(StreamError::Output)
+        self.to.push(bytes).map_err(StreamError::Output)
     }
 
     /// Moves all that `decoder` has.
@@ -104,7 +104,7 @@ fn lzma<R: BufRead>(input: R) -> Result<impl Read, StreamError> {
 }
 
 /// One Zstandard frame. Its checksum is compared here, which the decoder leaves to others.
-fn zstd(input: impl BufRead, output: &mut Output<'_, '_>) -> Result<(), StreamError> {
+fn zstd(input: impl BufRead, output: &mut Output<'_, '_, '_>) -> Result<(), StreamError> {
     let damaged = damaged(Compression::Zstd);
     let mut decoder =
         ruzstd::decoding::StreamingDecoder::new_with_max_window_size(input, MAX_WINDOW)
@@ -120,7 +120,7 @@ fn zstd(input: impl BufRead, output: &mut Output<'_, '_>) -> Result<(), StreamEr
 }
 
 /// A legacy LZ4 frame: the magic, then blocks, each with its packed size before it, up to the end of the data.
-fn lz4(input: impl Read, length: u64, output: &mut Output<'_, '_>) -> Result<(), StreamError> {
+fn lz4(input: impl Read, length: u64, output: &mut Output<'_, '_, '_>) -> Result<(), StreamError> {
     let format = Compression::Lz4;
     let mut input = Lz4Input {
         input,

@@ -422,3 +422,54 @@ fn a_packed_elf_is_checked_as_any_other() {
         assert!(err.remedy().is_some());
     }
 }
+
+/// Loads by the path, with a folder for unpacked kernels; what is in memory then, where the small ELF belongs.
+fn load_kept(path: &Path, folder: &Path) -> (LoadedKernel, Vec<u8>) {
+    let ram = ram(4);
+    let kernel = load_cached(path, KernelEntry::Auto, &ram, folder).unwrap();
+    (kernel, bytes_at(&ram, BASE, small_code().len()))
+}
+
+#[test]
+fn a_bzimage_is_unpacked_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, folder) = (dir.path().join("vmlinuz"), dir.path().join("kernels"));
+    std::fs::write(&path, bzimage(&pack(Compression::Zstd, &small_elf()))).unwrap();
+    let (first, code) = load_kept(&path, &folder);
+    assert!(code == small_code());
+    let kept: Vec<_> = std::fs::read_dir(&folder).unwrap().collect();
+    assert_eq!(kept.len(), 1);
+    let kept = kept[0].as_ref().unwrap().path();
+    assert!(std::fs::read(&kept).unwrap() == small_elf());
+    // Another kernel in its place is what is loaded: the bzImage is not unpacked again.
+    let mut other = small_code();
+    other[100] ^= 1;
+    let at = small_elf().len() - small_code().len();
+    std::fs::write(&kept, with(small_elf(), at, &other)).unwrap();
+    let (second, code) = load_kept(&path, &folder);
+    assert!(code == other);
+    assert_eq!(
+        (second.entry, second.end, second.path_taken),
+        (first.entry, first.end, first.path_taken)
+    );
+    assert!(second.setup_header.is_some());
+    // One that is cut short is as good as none.
+    std::fs::write(&kept, &small_elf()[..at]).unwrap();
+    let (_, code) = load_kept(&path, &folder);
+    assert!(code == small_code());
+    assert!(std::fs::read(&kept).unwrap() == small_elf());
+    // So is one of another bzImage, be it in the same place.
+    let elf = with(small_elf(), at, &other);
+    std::fs::write(&path, bzimage(&pack(Compression::Gzip, &elf))).unwrap();
+    let (_, code) = load_kept(&path, &folder);
+    assert!(code == other);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2);
+    // A folder that cannot be is no error.
+    let (_, code) = load_kept(&path, &path);
+    assert!(code == other);
+    // What is no kernel is not kept.
+    let damaged = bzimage(&pack(Compression::Zstd, &small_elf())[..200]);
+    std::fs::write(&path, damaged).unwrap();
+    assert!(load_cached(&path, KernelEntry::Auto, &ram(4), &folder).is_err());
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2);
+}
