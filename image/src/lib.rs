@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+pub mod copy;
 pub mod initramfs;
 pub mod kernel;
 pub mod session;
@@ -16,6 +17,9 @@ pub mod session;
 pub mod job;
 #[path = "../init/protocol.rs"]
 pub mod protocol;
+#[allow(dead_code, reason = "it is the init's half, too")]
+#[path = "../init/tree.rs"]
+mod tree;
 
 /// The guest's PID 1: a static program for x86-64.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));

@@ -12,11 +12,15 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use thiserror::Error;
 
+use crate::copy::{Copies, CopyError};
 use crate::job::Job;
 use crate::protocol::{
     Decoder, Failure, Frame, MAX_JOB, MAX_PAYLOAD, Malformed, Receipt, Stream, VERSION, WINDOW,
     WindowSize,
 };
+use transfers::Transfers;
+
+mod transfers;
 
 /// Notices of the guest beyond these are dropped.
 const MAX_NOTICES: usize = 64;
@@ -55,6 +59,9 @@ pub enum SessionError {
     /// poll(2) failed.
     #[error("cannot wait for the streams")]
     Wait(#[source] io::Error),
+    /// Files are not copied: before the command, or not as they were asked for.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
 }
 
 /// How a command ended.
@@ -93,6 +100,8 @@ pub struct Outcome {
     pub notices: Vec<String>,
     /// When what began, if the command did.
     pub started: Option<Started>,
+    /// What was to be copied out of the guest and is not there, or not whole, and why: a clause each.
+    pub not_copied: Vec<String>,
 }
 
 /// Times by the guest's clock, in nanoseconds since its kernel's start.
@@ -172,6 +181,31 @@ pub fn run<C>(
 where
     C: Read + Write + AsFd,
 {
+    run_copying(connection, job, &Copies::default(), streams, commands)
+}
+
+/// The same with files that are copied before and after. What comes out of the guest does so however its command ended, but not
+/// where it was not run.
+///
+/// # Errors
+/// As [`run`]; what is to be copied into the guest cannot be read, or there is no folder for what comes out of it. What is wrong
+/// with that later is in the outcome.
+pub fn run_copying<C>(
+    connection: C,
+    job: &Job,
+    copies: &Copies,
+    streams: Streams<'_>,
+    commands: &Commands,
+) -> Result<Outcome, SessionError>
+where
+    C: Read + Write + AsFd,
+{
+    let (copies_in, copies_out) = copies.jobs();
+    let job = &Job {
+        copies_in,
+        copies_out,
+        ..job.clone()
+    };
     set_nonblocking(connection.as_fd()).map_err(SessionError::Connection)?;
     let bytes = job.encode();
     if bytes.len() > MAX_JOB {
@@ -185,20 +219,19 @@ where
         input: Input {
             fd: streams.input.filter(|_| job.input),
             credit: WINDOW,
+            is_closed: job.input && streams.input.is_none(),
         },
         outputs: [
             Output::new(streams.output, Stream::Output, "standard output"),
             Output::new(streams.error, Stream::Error, "standard error"),
         ],
+        copies: Transfers::new(copies)?,
         is_greeted: false,
         notices: Vec::new(),
         started: None,
         end: None,
     };
     Frame::Job(&bytes).encode(&mut session.out);
-    if job.input && session.input.fd.is_none() {
-        Frame::Close(Stream::Input).encode(&mut session.out);
-    }
     session.serve(commands)
 }
 
@@ -210,6 +243,7 @@ struct Session<'a, C> {
     sent: usize,
     input: Input<'a>,
     outputs: [Output<'a>; 2],
+    copies: Transfers,
     is_greeted: bool,
     notices: Vec<String>,
     started: Option<Started>,
@@ -221,6 +255,8 @@ struct Input<'a> {
     fd: Option<BorrowedFd<'a>>,
     /// What the guest has room for.
     credit: u32,
+    /// There was none, which the guest has yet to hear.
+    is_closed: bool,
 }
 
 struct Output<'a> {
@@ -280,6 +316,12 @@ impl<C: Read + Write + AsFd> Session<'_, C> {
     fn serve(mut self, commands: &Commands) -> Result<Outcome, SessionError> {
         let mut buffer = vec![0; MAX_PAYLOAD];
         loop {
+            self.copies.fill(&mut self.out, self.sent)?;
+            self.notices.extend(self.copies.left_out());
+            if self.input.is_closed && self.copies.is_quiet() {
+                self.input.is_closed = false;
+                Frame::Close(Stream::Input).encode(&mut self.out);
+            }
             self.flush()?;
             let is_written = self.outputs.iter().all(|it| it.waiting.is_empty());
             if let (Some(end), true) = (&self.end, is_written) {
@@ -287,6 +329,7 @@ impl<C: Read + Write + AsFd> Session<'_, C> {
                     end: end.clone(),
                     notices: self.notices,
                     started: self.started,
+                    not_copied: self.copies.finish(self.started.is_some()),
                 });
             }
             let ready = self.wait(commands)?;
@@ -323,8 +366,13 @@ impl<C: Read + Write + AsFd> Session<'_, C> {
             None => add(self.connection.as_fd(), PollFlags::IN | writable),
             Some(_) => None,
         };
-        let obeyed = add(commands.0.as_fd(), PollFlags::IN);
-        let is_wanted = self.input.credit > 0 && unsent < OUT && self.end.is_none();
+        // Files for the guest come before all else.
+        let is_quiet = self.copies.is_quiet();
+        let obeyed = match is_quiet {
+            true => add(commands.0.as_fd(), PollFlags::IN),
+            false => None,
+        };
+        let is_wanted = is_quiet && self.input.credit > 0 && unsent < OUT && self.end.is_none();
         let input = match self.input.fd {
             Some(fd) if is_wanted => add(fd, PollFlags::IN),
             _ => None,
@@ -398,8 +446,11 @@ impl<C: Read + Write + AsFd> Session<'_, C> {
                         output.waiting.extend(bytes);
                     }
                 }
+                Frame::Data(Stream::CopyOut, bytes) => self.copies.take(bytes, &mut self.out)?,
                 Frame::Close(Stream::Input) => self.input.fd = None,
+                Frame::Close(Stream::CopyOut) => self.copies.end(),
                 Frame::Close(_) => {}
+                Frame::Credit(Stream::CopyIn, count) => self.copies.credit(count)?,
                 Frame::Credit(Stream::Input, count) => {
                     let credit = self.input.credit.checked_add(count);
                     let credit = credit.filter(|credit| *credit <= WINDOW);

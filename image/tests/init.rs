@@ -10,7 +10,7 @@ mod dhcp;
 use std::process::Command;
 
 use account::{Account, resolve};
-use ampoule_image::job::{Job, Mount, Network, Root};
+use ampoule_image::job::{CopyIn, Job, Mount, Network, Root};
 use ampoule_image::protocol::{
     Decoder, Failure, Frame, MAX_PAYLOAD, Malformed, Receipt, Stream, WINDOW, WindowSize,
 };
@@ -219,7 +219,7 @@ fn what_is_no_message_is_an_error() {
         Err(Malformed::Length(3, long))
     );
     assert_eq!(
-        decode(&[3, 3, 0, 0, 0, 0, 0, 0]),
+        decode(&[3, 5, 0, 0, 0, 0, 0, 0]),
         Err(Malformed::Content(3))
     );
     assert_eq!(
@@ -268,6 +268,12 @@ fn jobs_are_the_same_on_the_other_side() {
             gateway: Some([10, 0, 0, 1]),
             dns: vec![[1, 1, 1, 1], [8, 8, 8, 8]],
         },
+        copies_in: vec![CopyIn {
+            target: b"/srv/".into(),
+            name: b"a b".into(),
+            is_contents: true,
+        }],
+        copies_out: vec![b"/a".into(), b"/\xff".into()],
     };
     for job in [job, Job::default()] {
         let bytes = job.encode();

@@ -9,11 +9,15 @@ use std::process::{Child, Command};
 use std::thread;
 
 use ampoule_image::INIT;
+use ampoule_image::copy::Copies;
 use ampoule_image::job::Job;
 use ampoule_image::protocol::{Failure, WindowSize};
 use ampoule_image::session::{self, End, Outcome, Remote, SessionError, Streams};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+
+#[path = "session/copies.rs"]
+mod copies;
 
 /// The init, started, and the folder of its file.
 struct Init {
@@ -47,13 +51,23 @@ impl Init {
 
     /// A session, its streams given; the init must have ended well with it.
     fn run(
-        mut self,
+        self,
         job: &Job,
         streams: Streams<'_>,
         commands: &session::Commands,
     ) -> Result<Outcome, SessionError> {
+        self.run_copying(job, &Copies::default(), streams, commands)
+    }
+
+    fn run_copying(
+        mut self,
+        job: &Job,
+        copies: &Copies,
+        streams: Streams<'_>,
+        commands: &session::Commands,
+    ) -> Result<Outcome, SessionError> {
         let connection = self.connection;
-        let outcome = session::run(connection, job, streams, commands);
+        let outcome = session::run_copying(connection, job, copies, streams, commands);
         assert!(self.process.wait().unwrap().success());
         drop(self.folder);
         outcome

@@ -30,6 +30,21 @@ pub struct Job {
     pub mounts: Vec<Mount>,
     /// How its network is set up.
     pub network: Network,
+    /// Where the files go that the host sends before the command starts, in their order.
+    pub copies_in: Vec<CopyIn>,
+    /// Paths of what the host is to have when the command has ended.
+    pub copies_out: Vec<Vec<u8>>,
+}
+
+/// A file or folder that the host sends.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct CopyIn {
+    /// Into this, where it is a folder; else as this. Folders that it is in are made.
+    pub target: Vec<u8>,
+    /// What it is called on the host.
+    pub name: Vec<u8>,
+    /// It is a folder, and what is in it goes right into the target.
+    pub is_contents: bool,
 }
 
 /// A root file system.
@@ -99,6 +114,8 @@ const DHCP: u8 = 11;
 const ADDRESS: u8 = 12;
 const GATEWAY: u8 = 13;
 const DNS: u8 = 14;
+const COPY_IN: u8 = 15;
+const COPY_OUT: u8 = 16;
 
 impl Job {
     /// The bytes of a [`super::protocol::Frame::Job`].
@@ -113,6 +130,7 @@ impl Job {
             (ARGUMENT, &self.arguments),
             (VARIABLE, &self.environment),
             (GROUP, &self.groups),
+            (COPY_OUT, &self.copies_out),
         ] {
             values.iter().for_each(|value| field(name, value));
         }
@@ -138,6 +156,10 @@ impl Job {
         for mount in &self.mounts {
             let texts = [&mount.source, &mount.target, &mount.file_system];
             field(MOUNT, &list(mount.read_only, texts));
+        }
+        for copy in &self.copies_in {
+            let texts = [&copy.target, &copy.name, &Vec::new()];
+            field(COPY_IN, &list(copy.is_contents, texts));
         }
         match &self.network {
             Network::None => {}
@@ -206,6 +228,15 @@ impl Job {
                     read_only,
                 });
             }
+            COPY_IN => {
+                let (is_contents, [target, name, _]) = unlist(value)?;
+                self.copies_in.push(CopyIn {
+                    target,
+                    name,
+                    is_contents,
+                });
+            }
+            COPY_OUT => self.copies_out.push(value.to_vec()),
             DHCP => self.network = Network::Dhcp,
             ADDRESS => {
                 let &[a, b, c, d, prefix] = value else {

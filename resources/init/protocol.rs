@@ -10,7 +10,7 @@ use core::fmt;
 pub const MAGIC: [u8; 4] = *b"AMPI";
 
 /// The version that this code speaks. There is no other to fall back to: the host brings the init along.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bytes of a stream that may be on their way, sent and not yet written where they belong. The receiver's buffer is no larger.
 pub const WINDOW: u32 = 256 << 10;
@@ -24,7 +24,7 @@ pub const MAX_JOB: usize = 4 << 20;
 /// Bytes of a frame before its payload: kind, stream, two of zero, the payload's length (little-endian, as everything here).
 pub const HEADER: usize = 8;
 
-/// One of the command's streams.
+/// One of the command's streams, or of the files that are copied.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stream {
     /// Standard input.
@@ -33,13 +33,23 @@ pub enum Stream {
     Output,
     /// Standard error.
     Error,
+    /// Files for the guest, before the command starts.
+    CopyIn,
+    /// Files of the guest's, after the command has ended.
+    CopyOut,
 }
 
 impl Stream {
     fn of(byte: u8) -> Option<Self> {
-        [Self::Input, Self::Output, Self::Error]
-            .into_iter()
-            .find(|it| *it as u8 == byte)
+        [
+            Self::Input,
+            Self::Output,
+            Self::Error,
+            Self::CopyIn,
+            Self::CopyOut,
+        ]
+        .into_iter()
+        .find(|it| *it as u8 == byte)
     }
 }
 

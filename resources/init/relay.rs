@@ -6,9 +6,9 @@
 use alloc::vec::Vec;
 
 use crate::command::Running;
-use crate::files;
 use crate::protocol::{Decoder, Frame, MAX_PAYLOAD, Receipt, Stream, WINDOW};
 use crate::sys::{self, Ended, Errno, Fd, POLLERR, POLLIN, POLLOUT, PollFd};
+use crate::{Problem, files};
 
 /// Outputs are not read while so much is waiting for the host.
 const OUT: usize = 128 << 10;
@@ -79,6 +79,88 @@ impl Relay {
     /// Goes on where another has decoded.
     pub(crate) fn resume(&mut self, decoder: Decoder) {
         self.decoder = decoder;
+    }
+
+    /// Gives `take` what comes of the files for the guest, to their end; whether the host is still there. Before that it sends
+    /// nothing else.
+    pub(crate) fn copy_in(
+        &mut self,
+        mut take: impl FnMut(&[u8]) -> Result<(), Problem>,
+    ) -> Result<bool, Problem> {
+        let mut receipt = Receipt::default();
+        let mut buffer = alloc::vec![0; MAX_PAYLOAD];
+        loop {
+            match self.decoder.next_frame() {
+                Ok(Some(Frame::Data(Stream::CopyIn, bytes))) => {
+                    take(bytes)?;
+                    if let Some(count) = receipt.add(bytes.len()) {
+                        Frame::Credit(Stream::CopyIn, count).encode(&mut self.out);
+                    }
+                    continue;
+                }
+                Ok(Some(Frame::Close(Stream::CopyIn))) => return Ok(true),
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => {
+                    return Err(Problem::setup("the host does not send its files".into()));
+                }
+            }
+            match self.receive(&mut buffer) {
+                Some(0) | None => return Ok(false),
+                Some(count) => self.decoder.push(&buffer[..count]),
+            }
+        }
+    }
+
+    /// Sends what `fill` gives until it says that there is no more, as the host has room; whether the host is still there.
+    pub(crate) fn copy_out(&mut self, mut fill: impl FnMut(&mut Vec<u8>) -> bool) -> bool {
+        let mut credit = WINDOW;
+        let mut waiting = Vec::new();
+        let mut is_more = true;
+        loop {
+            loop {
+                match self.decoder.next_frame() {
+                    Ok(Some(Frame::Credit(Stream::CopyOut, count))) => {
+                        credit = credit.saturating_add(count);
+                    }
+                    // It wants no more.
+                    Ok(Some(Frame::Close(Stream::CopyOut))) => return true,
+                    // For the command, which has ended.
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(_) => return false,
+                }
+            }
+            while waiting.is_empty() && is_more {
+                is_more = fill(&mut waiting);
+            }
+            if waiting.is_empty() {
+                self.send(&Frame::Close(Stream::CopyOut));
+                return self.is_connected;
+            }
+            let room = OUT.saturating_sub(self.out.len() - self.sent);
+            let count = waiting
+                .len()
+                .min(credit as usize)
+                .min(room)
+                .min(MAX_PAYLOAD);
+            if count > 0 {
+                Frame::Data(Stream::CopyOut, &waiting[..count]).encode(&mut self.out);
+                waiting.drain(..count);
+                credit -= count as u32;
+                self.flush();
+            }
+            let out = if self.is_flushed() { 0 } else { POLLOUT };
+            let mut fds = [PollFd::new(Some(&self.connection), POLLIN | out)];
+            let timeout = if count > 0 { Some(0) } else { None };
+            if sys::poll(&mut fds, timeout).is_err() {
+                return false;
+            }
+            self.flush();
+            let came = fds[0].came() & !POLLOUT != 0;
+            if (came && !self.take()) || !self.is_connected {
+                return false;
+            }
+        }
     }
 
     /// Sends what is left, and waits until the host has taken it and goes, but not for ever.
@@ -217,7 +299,9 @@ impl Relay {
                     self.input_ends = true;
                     has_input = true;
                 }
-                Ok(Some(Frame::Close(stream))) => running.outputs[stream as usize - 1] = None,
+                Ok(Some(Frame::Close(stream @ (Stream::Output | Stream::Error)))) => {
+                    running.outputs[stream as usize - 1] = None;
+                }
                 Ok(Some(Frame::Credit(stream @ (Stream::Output | Stream::Error), count))) => {
                     let credit = &mut self.credit[stream as usize - 1];
                     *credit = credit.saturating_add(count);

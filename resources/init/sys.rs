@@ -85,6 +85,9 @@ macro_rules! call {
     }};
 }
 
+/// Below open folders; here, as [`call!`] is nowhere else.
+pub(crate) mod at;
+
 // The program's start.
 
 global_asm!(
@@ -403,7 +406,11 @@ pub(crate) fn exists(path: &CStr) -> bool {
 
 /// The names in a folder, sorted.
 pub(crate) fn list(path: &CStr) -> Result<Vec<Vec<u8>>> {
-    let folder = open(path, READ)?;
+    names(&open(path, READ)?)
+}
+
+/// The same of an open folder that nobody has read yet.
+pub(crate) fn names(folder: &Fd) -> Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     let mut buffer = [0; 4096];
     loop {
