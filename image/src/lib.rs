@@ -11,6 +11,8 @@ extern crate alloc;
 pub mod copy;
 pub mod initramfs;
 pub mod kernel;
+pub mod overlay;
+pub mod program;
 pub mod session;
 
 #[path = "../init/job.rs"]
