@@ -41,7 +41,9 @@ pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
     let is_network_chosen = args.chooses_network() || !config.vm.net.is_empty();
     args.apply(&mut config);
     #[cfg(feature = "image")]
-    if command.image.is_some() && !print_config {
+    command::check(&command, &config.vm)?;
+    #[cfg(feature = "image")]
+    if command.is_asked() && !print_config {
         return command::run(&command, config, timeline, is_network_chosen);
     }
     config.vm.serial = Some(serial(&config.vm));

@@ -3,12 +3,16 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use ampoule_image::copy::{CopyInto, CopyOutOf};
 use ampoule_vmm::config::{Forward, MemorySize};
 use clap::Args;
 
+use super::copy;
+use super::overlay::{self, OverlayArg};
+
 const COMMAND: &str = "Command (with IMAGE)";
 
-/// What to run from an image, and how. Nothing of it without one.
+/// What to run from an image, or as it is, and how. Nothing of it without either.
 #[derive(Debug, Default, Args)]
 pub(crate) struct CommandArgs {
     /// Run a command from this image: a directory, a container image's archive or layout, or a file system image
@@ -55,6 +59,35 @@ pub(crate) struct CommandArgs {
     /// The most that an image may unpack to [default: 16G]
     #[arg(long, value_name = "SIZE", help_heading = COMMAND)]
     pub(crate) max_image_size: Option<MemorySize>,
+    /// Run it without an image: this static program is all that there is besides the init; several times for several files
+    ///
+    /// It is /NAME in the guest unless a path is given, and remains executable. Its file system is in memory.
+    #[arg(long, value_name = "PROGRAM[:GUESTPATH]", help_heading = COMMAND, value_parser = copy::file_parser())]
+    pub(crate) file: Vec<CopyInto>,
+    /// Copy a file or folder into the guest before the command starts; several times for several
+    ///
+    /// Into GUEST where that is a folder, else as GUEST; folders that it is in are made. Of HOST/. what is in it is copied. Modes,
+    /// times, symbolic and hard links are kept; the owner is root.
+    #[arg(long, value_name = "HOST:GUEST", help_heading = COMMAND, value_parser = copy::into_parser())]
+    pub(crate) copy: Vec<CopyInto>,
+    /// Copy a file or folder out of the guest when the command has ended, however it did; several times for several
+    ///
+    /// Into HOST where that is a folder, else as HOST. Of GUEST/. what is in it is copied. The files are yours; set-user-ID bits and
+    /// devices stay behind. What cannot be copied is told, and makes a status of 0 a 125; what is complete by then stays.
+    #[arg(long, value_name = "GUEST:HOST", help_heading = COMMAND, value_parser = copy::out_parser())]
+    pub(crate) copy_out: Vec<CopyOutOf>,
+    /// The most that --copy-out writes [default: 1G]
+    #[arg(long, value_name = "SIZE", help_heading = COMMAND, requires = "copy_out")]
+    pub(crate) max_copy_size: Option<MemorySize>,
+    /// Have what the command writes on a disk instead of in memory: one that ends with the run, or one that is kept in a file
+    ///
+    /// The disk is a sparse file with an ext4 file system, which mkfs.ext4 makes. With path=FILE it is made where there is none, and
+    /// is there again in the next run of the same image; size counts where it is made (10G if it does not say).
+    #[arg(long, value_name = "size=SIZE|path=FILE[,size=SIZE]", help_heading = COMMAND, value_parser = overlay::parse)]
+    pub(crate) overlay: Option<OverlayArg>,
+    /// Leave nothing behind, which is so in any case
+    #[arg(long, help_heading = COMMAND)]
+    pub(crate) rm: bool,
     /// Say nothing about what takes time or is missing
     #[arg(short, long, help_heading = COMMAND)]
     pub(crate) quiet: bool,

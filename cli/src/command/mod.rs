@@ -5,22 +5,27 @@
 //! streams until it ends. The guest's console is kept, and shown where something went wrong.
 
 pub(crate) mod args;
+mod copy;
+mod flags;
 mod job;
+mod network;
+mod overlay;
 mod progress;
 mod remote;
 
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
-use std::{env, fs};
 
+use ampoule_image::copy::{Copies, CopyInto};
 use ampoule_image::initramfs;
 use ampoule_image::job::{Job, Network, Root};
 use ampoule_image::kernel::{Driver, Kernel};
-use ampoule_image::protocol::WindowSize;
+use ampoule_image::protocol::{Failure as NotRun, WindowSize};
 use ampoule_image::session::{self, End, Outcome, SessionError, Streams};
-use ampoule_store::{Image, Limits, Source, Store};
-use ampoule_vmm::config::{ConsoleConfig, DiskConfig, NetConfig, VmConfig, VsockConfig};
+use ampoule_store::{Image, ImageConfig, Limits, Source, Store};
+use ampoule_vmm::config::{ConsoleConfig, DiskConfig, VmConfig, VsockConfig};
 use ampoule_vmm::{ConsoleStream, ExitReason, Timeline, VmBuilder, VmHandle};
 
 use crate::EXIT_FAILURE;
@@ -31,6 +36,8 @@ use crate::report::{self, Failure};
 use crate::run::{EXIT_CRASH, EXIT_TIMEOUT};
 use crate::terminal::{self, RawMode};
 use args::CommandArgs;
+pub(crate) use flags::check;
+use network::{publish, usual_network};
 use progress::Bar;
 use remote::Remotes;
 
@@ -62,16 +69,24 @@ pub(crate) fn run(
                 .with_help("leave out --tty, or --interactive"),
         );
     }
-    let image = image(arguments)?;
+    let copies = copy::copies(arguments)?;
+    let image = match &arguments.image {
+        Some(path) => Some(image(path, arguments)?),
+        None => None,
+    };
     timeline.host("image");
     let mut vm = config.vm;
     if !is_network_chosen {
         vm.net = usual_network(arguments)?;
     }
     publish(&mut vm, arguments)?;
-    let mut job = job::of(arguments, image.config()).ok_or_else(|| {
-        Failure::new("the image names no command")
-            .with_help("say what to run: ampoule run IMAGE -- /bin/sh")
+    let no_image = ImageConfig::default();
+    let image_config = image.as_ref().map_or(&no_image, Image::config);
+    let mut job = job::of(arguments, image_config).ok_or_else(|| match image {
+        Some(_) => Failure::new("the image names no command")
+            .with_help("say what to run: ampoule run IMAGE -- /bin/sh"),
+        None => Failure::new("there is no command")
+            .with_help("say what to run: ampoule run --file PROGRAM -- PROGRAM"),
     })?;
     if arguments.tty {
         let (columns, rows) = terminal::size().unwrap_or((80, 24));
@@ -80,35 +95,50 @@ pub(crate) fn run(
     if !vm.net.is_empty() {
         job.network = Network::Dhcp;
     }
-    job.root = Root::Disk {
-        serial: ROOT.into(),
-        file_system: image.file_system().name().into(),
-        overlay: Vec::new(),
-        read_only: arguments.read_only,
-    };
-    boot_files(&mut vm, &image)?;
+    let mut overlay = None;
+    match &image {
+        Some(image) => {
+            job.root = Root::Disk {
+                serial: ROOT.into(),
+                file_system: image.file_system().name().into(),
+                overlay: Vec::new(),
+                read_only: arguments.read_only,
+            };
+            vm.disk.push(DiskConfig {
+                readonly: true,
+                serial: Some(ROOT.into()),
+                id: Some("root".into()),
+                ..DiskConfig::new(image.path())
+            });
+            if let Some(asked) = &arguments.overlay {
+                let (file, disk) = overlay::make(asked, image)?;
+                overlay = Some(file);
+                vm.disk.push(disk);
+                if let Root::Disk { overlay, .. } = &mut job.root {
+                    *overlay = overlay::SERIAL.into();
+                }
+            }
+        }
+        None => copy::set_path(&mut job.environment),
+    }
+    boot_files(&mut vm, &job.root)?;
     timeline.host("initramfs");
-    vm.disk.push(DiskConfig {
-        readonly: true,
-        serial: Some(ROOT.into()),
-        id: Some("root".into()),
-        ..DiskConfig::new(image.path())
-    });
     vm.vsock = Some(VsockConfig {
         cid: 3,
         socket: None,
     });
     let running = Running::start(vm, timeline)?;
-    let code = running.carry(&job, arguments)?;
+    let code = running.carry(&job, &copies, arguments)?;
     let vm = &running.vm;
     records.write(vm, &vm.wait().to_string(), code)?;
+    // A temporary one is reached by a descriptor of it.
+    drop(overlay);
     Ok(code)
 }
 
 /// The image's file, made if need be.
-fn image(arguments: &CommandArgs) -> Result<Image, Failure> {
+fn image(path: &Path, arguments: &CommandArgs) -> Result<Image, Failure> {
     let failed = |err: ampoule_store::Error| Failure::from_error(&err, err.remedy());
-    let path = arguments.image.as_deref().unwrap_or_else(|| "".as_ref());
     let source = Source::open(path, arguments.image_name.as_deref()).map_err(failed)?;
     let store = Store::open_default().map_err(failed)?;
     let mut limits = Limits::default();
@@ -121,56 +151,25 @@ fn image(arguments: &CommandArgs) -> Result<Image, Failure> {
     image.map_err(failed)
 }
 
-/// User networking where it can be.
-fn usual_network(arguments: &CommandArgs) -> Result<Vec<NetConfig>, Failure> {
-    match why_no_network() {
-        None => Ok(vec![NetConfig::user()]),
-        // That nobody asked for one is no reason to run nothing.
-        Some((why, help)) if arguments.publish.is_empty() => {
-            if !arguments.quiet {
-                report::print_stderr(&format!("ampoule: no network: {why} ({help})\n"));
-            }
-            Ok(Vec::new())
-        }
-        Some((why, help)) => {
-            Err(Failure::new(format!("no ports can be led into the guest: {why}")).with_help(help))
-        }
-    }
-}
-
-/// Leads ports of the host's into the guest.
-fn publish(vm: &mut VmConfig, arguments: &CommandArgs) -> Result<(), Failure> {
-    match vm.net.iter_mut().find(|net| net.user) {
-        Some(net) => net.forward.extend(&arguments.publish),
-        None if arguments.publish.is_empty() => {}
-        None => return Err(Failure::new("--publish needs --net user")),
-    }
-    Ok(())
-}
-
-/// Why there is no user networking on this host, and what to do about it.
-fn why_no_network() -> Option<(&'static str, &'static str)> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    if !env::split_paths(&path).any(|folder| folder.join("passt").is_file()) {
-        return Some(("passt is not installed", "apt install passt"));
-    }
-    // Columns: interface, destination, gateway, …; all zeroes is the default route.
-    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let is_default = |line: &str| line.split_whitespace().nth(1) == Some("00000000");
-    match routes.lines().any(is_default) {
-        true => None,
-        false => Some(("this host has no default route", "see ip route")),
-    }
-}
-
 /// The kernel, and the initramfs with the drivers for what the VM has.
-fn boot_files(vm: &mut VmConfig, image: &Image) -> Result<(), Failure> {
+fn boot_files(vm: &mut VmConfig, root: &Root) -> Result<(), Failure> {
     let kernel = Kernel::find(vm.kernel.as_deref())
         .map_err(|err| Failure::from_error(&err, err.remedy()))?;
     let mut needed = Driver::BASE.to_vec();
-    // What an image lacks of mount points lies over it, in one that nobody may write to, too.
-    needed.extend([Driver::VirtioBlk, Driver::Overlay]);
-    needed.extend(Driver::of_file_system(image.file_system().name()));
+    if let Root::Disk {
+        file_system,
+        overlay,
+        ..
+    } = root
+    {
+        // What an image lacks of mount points lies over it, in one that nobody may write to, too.
+        needed.extend([Driver::VirtioBlk, Driver::Overlay]);
+        let name = String::from_utf8_lossy(file_system);
+        needed.extend(Driver::of_file_system(&name));
+        if !overlay.is_empty() && !needed.contains(&Driver::Ext4) {
+            needed.push(Driver::Ext4);
+        }
+    }
     if !vm.net.is_empty() {
         needed.extend([Driver::VirtioNet, Driver::Packet]);
     }
@@ -212,6 +211,9 @@ impl Running {
         };
         let builder = with_caches(VmBuilder::new(config)).timeline(timeline);
         let vm = builder.control_source(source).build().map_err(failed)?;
+        for (console, path) in vm.ptys() {
+            report::print_stderr(&format!("{console}: {}\n", path.display()));
+        }
         remotes.block().map_err(|err| {
             Failure::new(format!("cannot block signals: {}", report::io_text(&err)))
         })?;
@@ -224,7 +226,7 @@ impl Running {
     }
 
     /// Has the guest run the job; the exit status.
-    fn carry(&self, job: &Job, arguments: &CommandArgs) -> Result<u8, Failure> {
+    fn carry(&self, job: &Job, copies: &Copies, arguments: &CommandArgs) -> Result<u8, Failure> {
         let raw = match arguments.tty && arguments.interactive {
             true => RawMode::enter().map_err(|err| {
                 Failure::new(format!(
@@ -234,7 +236,7 @@ impl Running {
             })?,
             false => None,
         };
-        let outcome = self.talk(job);
+        let outcome = self.talk(job, copies);
         drop(raw);
         if let Ok(Outcome {
             started: Some(times),
@@ -251,12 +253,16 @@ impl Running {
         }
         let end = self.vm.wait();
         Ok(match outcome {
-            Ok(outcome) => self.tell(&outcome),
+            Ok(outcome) => self.tell(&outcome, &arguments.file),
+            Err(SessionError::Copy(err)) => {
+                Failure::from_error(&err, None).print();
+                EXIT_FAILURE
+            }
             Err(lost) => self.tell_loss(&lost, &end),
         })
     }
 
-    fn talk(&self, job: &Job) -> Result<Outcome, SessionError> {
+    fn talk(&self, job: &Job, copies: &Copies) -> Result<Outcome, SessionError> {
         let sockets = self.vm.vsock().ok_or(SessionError::Lost)?;
         let listener = sockets.listen(PORT).map_err(SessionError::Connection)?;
         // Fails when the VM ends without it.
@@ -268,18 +274,31 @@ impl Running {
             output: output.as_fd(),
             error: error.as_fd(),
         };
-        session::run(connection, job, streams, &self.remotes.commands)
+        session::run_copying(connection, job, copies, streams, &self.remotes.commands)
     }
 
     /// Says what a person should know of a command that has ended; the exit status.
-    fn tell(&self, outcome: &Outcome) -> u8 {
+    fn tell(&self, outcome: &Outcome, files: &[CopyInto]) -> u8 {
         for notice in &outcome.notices {
             report::print_stderr(&format!("ampoule: {notice}\n"));
         }
-        if let End::NotRun { reason, .. } = &outcome.end {
-            Failure::new(reason.clone()).print();
+        if let End::NotRun { reason, failure } = &outcome.end {
+            Failure {
+                message: reason.clone(),
+                help: match failure {
+                    NotRun::Setup => None,
+                    NotRun::NotExecutable | NotRun::NotFound => copy::help_for_files(files),
+                },
+            }
+            .print();
         }
-        outcome.end.status()
+        for reason in &outcome.not_copied {
+            Failure::new(format!("cannot copy out of the guest: {reason}")).print();
+        }
+        match outcome.end.status() {
+            0 if !outcome.not_copied.is_empty() => EXIT_FAILURE,
+            status => status,
+        }
     }
 
     /// The same of a guest that went away before its command had ended.

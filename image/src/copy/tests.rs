@@ -211,7 +211,7 @@ fn a_tree_comes_as_it_was() {
     symlink("empty", from.join("to-folder")).unwrap();
     let long = from.join("n".repeat(255));
     fs::write(&long, "long").unwrap();
-    fs::set_permissions(&long, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&long, Permissions::from_mode(0o000)).unwrap();
     fs::set_permissions(from.join("closed"), Permissions::from_mode(0o555)).unwrap();
     let _listener = UnixListener::bind(from.join("socket")).unwrap();
     // Root reads what nobody may.
