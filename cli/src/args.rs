@@ -43,6 +43,8 @@ const RUN_EXAMPLES: &str = "\
 Examples:
   ampoule run debian.tar -- cat /etc/os-release
   ampoule run -it -p 8080:80 rootfs/ -- /bin/sh
+  ampoule run --copy src:/src --copy-out /src/out:. debian.tar -- make -C /src
+  ampoule run --file ./hello -- hello world
   ampoule run --kernel /boot/vmlinuz-$(uname -r) --initrd initramfs.cpio.gz
   ampoule run --kernel vmlinux --memory 2G --cpus 4 --append quiet
   ampoule run --kernel vmlinuz --initrd test.cpio --serial file:console.log --timeout 60s
@@ -55,7 +57,7 @@ Examples:
 
 Keys at the terminal: ^A x stops the VM, ^A c lists the keys, ^A ^A sends ^A to the guest.
 
-Exit status with IMAGE: the command's, 128 + N where signal N ended it, 126 or 127 where it cannot be run.
+Exit status of a command: its own, 128 + N where signal N ended it, 126 or 127 where it cannot be run.
 Else: 0 the guest powered off, or reset itself with --on-reboot exit; 124 --timeout; 125 \
 ampoule or the host failed; 134 the guest crashed (panic, triple fault, KVM internal error); \
 128 + N stopped because of signal N.";

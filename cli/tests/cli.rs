@@ -113,6 +113,62 @@ fn the_version_is_the_package_s() {
 }
 
 #[test]
+#[cfg(feature = "image")]
+fn what_would_be_ignored_is_refused() {
+    for (args, word) in [
+        (&["run", "--kernel", "k", "--tty"][..], "--tty"),
+        (&["run", "--kernel", "k", "--publish", "80:80"], "--publish"),
+        (&["run", "--kernel", "k", "--copy", "a:/b"], "--copy"),
+        (&["run", "--kernel", "k", "--", "true"], "CMD"),
+        (&["run", "/", "--initrd", "i", "--", "true"], "--initrd"),
+        (
+            &["run", "/", "--vsock", "cid=3,socket=s", "--", "true"],
+            "--vsock",
+        ),
+        (
+            &["run", "/", "--serial", "stdio", "--", "true"],
+            "--serial stdio",
+        ),
+        (
+            &["run", "/", "--console", "stdio", "--", "true"],
+            "--console stdio",
+        ),
+        (
+            &["run", "/", "--file", "/proc/self/exe", "--", "true"],
+            "--file",
+        ),
+        (
+            &["run", "--file", "/proc/self/exe", "--overlay", "size=1G"],
+            "--overlay",
+        ),
+        (
+            &["run", "/", "--read-only", "--overlay", "size=1G"],
+            "--overlay",
+        ),
+        (&["run", "/", "--overlay", "sze=1G"], "did you mean size?"),
+        (
+            &["run", "/", "--copy", "/no/such:/b", "--", "true"],
+            "\"/no/such\"",
+        ),
+        (
+            &["run", "/", "--copy", "a:b", "--", "true"],
+            "begins by a /",
+        ),
+        (
+            &["run", "/", "--copy-out", "/a:/no/such/b", "--", "true"],
+            "\"/no/such/b\"",
+        ),
+        (
+            &["run", "/", "--max-copy-size", "1G", "--", "true"],
+            "--copy-out",
+        ),
+    ] {
+        let text = complaint(args);
+        assert!(text.contains(word), "{args:?}: {text}");
+    }
+}
+
+#[test]
 fn nothing_to_do_is_a_mistake_that_shows_help() {
     let output = ampoule(&[]);
     assert_eq!(output.status.code(), Some(125));

@@ -24,6 +24,11 @@ pub(crate) fn enter(root: &Root) -> Result<(), Problem> {
         ..
     } = root
     else {
+        // What was for the machine's start is of no more use.
+        for file in [c"/init", c"/modules/list"] {
+            let _ = sys::unlink(file);
+        }
+        let _ = sys::rmdir(c"/modules");
         return Ok(());
     };
     let disk = disk(serial)?;
@@ -41,7 +46,8 @@ pub(crate) fn enter(root: &Root) -> Result<(), Problem> {
             .context("cannot mount memory for what is written")?;
     } else {
         let disk = self::disk(overlay)?;
-        sys::mount(&disk, LAYER, c"ext4", 0, c"").context(&format!(
+        // A file system in a sparse file is not to be filled with zeros.
+        sys::mount(&disk, LAYER, c"ext4", 0, c"noinit_itable").context(&format!(
             "cannot mount the ext4 file system of the disk {}",
             overlay.escape_ascii()
         ))?;

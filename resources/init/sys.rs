@@ -383,6 +383,10 @@ pub(crate) fn unlink(path: &CStr) -> Result<()> {
     call!(87, path.as_ptr()).map(drop)
 }
 
+pub(crate) fn rmdir(path: &CStr) -> Result<()> {
+    call!(84, path.as_ptr()).map(drop)
+}
+
 pub(crate) fn symlink(target: &CStr, path: &CStr) -> Result<()> {
     call!(88, target.as_ptr(), path.as_ptr()).map(drop)
 }

@@ -23,6 +23,8 @@ mod examples;
 mod failing;
 #[path = "linux/faults.rs"]
 mod faults;
+#[path = "linux/files.rs"]
+mod files;
 #[path = "linux/guest.rs"]
 mod guest;
 #[path = "linux/host.rs"]
@@ -103,6 +105,11 @@ fn main() -> ExitCode {
             custom_device_throws_dice
             sandbox_runs_scripts
             the_program_of_the_document_runs;
+        files:
+            a_tree_goes_in_and_comes_out_as_it_was
+            a_static_program_needs_no_image
+            what_is_written_is_on_a_disk_that_ends_with_the_run
+            a_disk_that_is_kept_is_there_again_and_one_runs_with_it;
         hostile:
             disks_entropy_console_and_sockets_survive_a_hostile_driver
             a_network_survives_a_hostile_driver;

@@ -17,13 +17,13 @@ use crate::driver::{End, Vm, finish, run};
 use crate::net_load::uplink;
 
 /// What the tests' images are made of, and a cache of their own.
-struct Place {
+pub(crate) struct Place {
     _folder: TempDir,
-    root: PathBuf,
-    cache: PathBuf,
+    pub(crate) root: PathBuf,
+    pub(crate) cache: PathBuf,
 }
 
-fn place() -> &'static Place {
+pub(crate) fn place() -> &'static Place {
     static PLACE: OnceLock<Place> = OnceLock::new();
     PLACE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
@@ -71,7 +71,7 @@ fn command_on(version: &str, options: &[&str], words: &[&str]) -> Command {
     command
 }
 
-fn command(options: &[&str], words: &[&str]) -> Command {
+pub(crate) fn command(options: &[&str], words: &[&str]) -> Command {
     command_on("6.1", options, words)
 }
 
