@@ -70,13 +70,15 @@ fn files_come_before_the_command_and_go_after_it() {
         let job = Job {
             directory: folder.path().to_str().unwrap().into(),
             ..shell(&format!(
-                "mv new/dir/from/large made; test -x new/run || exit 9; {end}"
+                "mv new/dir/from/large made; test -x new/run || exit 9; chmod 6751 made; {end}"
             ))
         };
         let outcome = run_copying(&job, &copies).unwrap();
         assert_eq!(outcome.end, expected);
         assert_eq!(outcome.not_copied, [""; 0]);
         assert!(fs::read(path("back")).unwrap() == bytes);
+        let mode = fs::metadata(path("back")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o751);
         fs::remove_file(path("back")).unwrap();
         fs::remove_file(path("made")).unwrap();
         fs::remove_dir_all(path("new")).unwrap();
