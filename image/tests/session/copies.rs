@@ -209,6 +209,7 @@ fn told(copies: &Copies, frames: &[Frame<'_>]) -> Result<Outcome, SessionError> 
     thread::scope(|scope| {
         scope.spawn(move || {
             let _ = theirs.write_all(&bytes);
+            let _ = theirs.shutdown(std::net::Shutdown::Write);
             let _ = io::copy(&mut theirs, &mut io::sink());
         });
         session::run_copying(ours, &Job::default(), copies, streams, &commands)
