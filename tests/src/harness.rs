@@ -136,6 +136,12 @@ pub fn skip(name: &str, reason: &str) {
     println!("skipped {name}: {reason}");
 }
 
+/// Whether the tests have root's rights.
+pub fn is_root() -> bool {
+    // SAFETY: takes no pointer, and always succeeds.
+    unsafe { libc::geteuid() == 0 }
+}
+
 /// What is started in the background ignores some signals, and so would the programs under test.
 fn heed_signals() {
     for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP] {
@@ -176,8 +182,7 @@ fn missing(needs: Needs, ampoule: &Path) -> Option<String> {
     if env::var_os(TOOLS).is_none() {
         return Some(format!("no tools for guests: {TOOLS} is not set"));
     }
-    // SAFETY: takes no pointer, and always succeeds.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         return Some("needs root, for loop devices and device mapper".into());
     }
     if needs == Needs::Thorough && env::var_os(THOROUGH).is_none() {

@@ -31,12 +31,18 @@ mod guest;
 mod host;
 #[path = "bare/hostile.rs"]
 mod hostile;
+#[path = "linux/images.rs"]
+mod images;
 #[path = "linux/net.rs"]
 mod net;
 #[path = "linux/net_load.rs"]
 mod net_load;
+#[path = "linux/resolver.rs"]
+mod resolver;
 #[path = "linux/storage.rs"]
 mod storage;
+#[path = "linux/user.rs"]
+mod user;
 #[path = "linux/virtio.rs"]
 mod virtio;
 #[path = "linux/vsock.rs"]
@@ -74,7 +80,10 @@ fn main() -> ExitCode {
             a_terminal_has_a_size_and_its_keys_are_the_commands
             a_crash_and_a_deadline_are_told_apart
             several_at_once_and_after_a_kill
-            a_published_port_leads_to_the_command;
+            runs_leave_nothing_behind;
+        images:
+            many_layers_are_one_tree
+            what_an_image_says_is_run_or_refused;
         console:
             linux_6_1_has_a_shell_on_it_that_knows_its_size
             linux_6_12_has_a_shell_on_it_that_knows_its_size
@@ -130,6 +139,8 @@ fn main() -> ExitCode {
             linux_6_12_sends_pages_from_where_they_lie;
     };
     let with_tools = ampoule_tests::tests! {
+        command:
+            servers_on_both_sides_are_reached;
         storage:
             the_guest_has_programs_of_this_machine
             fio_finds_what_it_wrote
@@ -167,6 +178,9 @@ fn main() -> ExitCode {
             user_networking_that_cannot_be_is_explained;
     };
     let thorough = ampoule_tests::tests! {
+        command:
+            eight_at_once_and_after_a_kill
+            a_hundred_runs_leave_nothing_behind;
         storage:
             fio_finds_all_of_much_that_it_wrote;
         durable:

@@ -1,20 +1,24 @@
 //! `ampoule run IMAGE -- CMD`: a command in a VM of its own, as docker(1) would run it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use ampoule_tests::harness::kernel;
+use ampoule_tests::harness::{self, kernel};
 use tempfile::TempDir;
 
 use crate::driver::{End, Vm, finish, run};
 use crate::net_load::uplink;
+use crate::resolver::{Resolver, gateway};
+use crate::user::{User, another, user};
 
 /// What the tests' images are made of, and a cache of their own.
 pub(crate) struct Place {
@@ -27,6 +31,7 @@ pub(crate) fn place() -> &'static Place {
     static PLACE: OnceLock<Place> = OnceLock::new();
     PLACE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
         let root = folder.path().join("root");
         for name in ["bin", "etc", "tmp", "srv"] {
             fs::create_dir_all(root.join(name)).unwrap();
@@ -49,26 +54,44 @@ pub(crate) fn place() -> &'static Place {
             symlink(kernel(version).join("vmlinuz"), boot.join("vmlinuz")).unwrap();
             symlink(kernel(version).join("package/lib"), boot.join("../lib")).unwrap();
         }
+        let cache = folder.path().join("cache");
+        fs::create_dir(&cache).unwrap();
+        user().inspect(|user| user.owns(&cache));
         Place {
             root,
-            cache: folder.path().join("cache"),
+            cache,
             _folder: folder,
         }
     })
 }
 
-/// `ampoule run` with these arguments before the image and with this command, on that kernel.
-fn command_on(version: &str, options: &[&str], words: &[&str]) -> Command {
+/// Has `ampoule run` be a user's without rights, who has this kernel of a distribution's, and a cache.
+pub(crate) fn as_users(version: &str, mut command: Command) -> Command {
     let place = place();
     let boot = place.root.with_file_name(version).join("boot/vmlinuz");
-    let mut command = run(options);
     command
-        .arg(&place.root)
-        .arg("--")
-        .args(words)
+        .env("AMPOULE_KERNEL", boot)
         .env("XDG_CACHE_HOME", &place.cache)
-        .env("AMPOULE_KERNEL", boot);
+        .current_dir("/");
+    user().inspect(|user| user.runs(&mut command));
     command
+}
+
+/// `ampoule run` with these arguments before the image and with this command, on that kernel.
+fn command_on(version: &str, options: &[&str], words: &[&str]) -> Command {
+    let mut command = run(options);
+    command.arg(&place().root).arg("--").args(words);
+    as_users(version, command)
+}
+
+/// The same with another image, which may say itself what is to be run.
+pub(crate) fn command_of(image: &Path, options: &[&str], words: &[&str]) -> Command {
+    let mut command = run(options);
+    command.arg(image);
+    if !words.is_empty() {
+        command.arg("--").args(words);
+    }
+    as_users("6.1", command)
 }
 
 pub(crate) fn command(options: &[&str], words: &[&str]) -> Command {
@@ -95,7 +118,7 @@ pub(crate) fn a_command_prints_and_its_status_is_ours() {
 }
 
 pub(crate) fn streams_stay_apart_and_whole() {
-    const LEN: usize = 16 << 20;
+    const LEN: usize = 100 << 20;
     let script = "cat; echo done >&2";
     let mut command = command(&["--net", "none", "-i"], &["sh", "-c", script]);
     let mut child = command
@@ -192,8 +215,9 @@ pub(crate) fn a_crash_and_a_deadline_are_told_apart() {
 }
 
 /// Another process waits for the same image; one that is killed leaves nothing in the way.
-pub(crate) fn several_at_once_and_after_a_kill() {
+fn at_once_and_after_a_kill(count: usize) {
     let own = tempfile::tempdir().unwrap();
+    user().inspect(|user| user.owns(own.path()));
     let start = || {
         let mut command = command(&["--net", "none", "--memory", "128M"], &["echo", "hello"]);
         command.env("XDG_CACHE_HOME", own.path());
@@ -202,7 +226,7 @@ pub(crate) fn several_at_once_and_after_a_kill() {
     let mut killed = start().stdout(Stdio::null()).spawn().unwrap();
     killed.kill().unwrap();
     killed.wait().unwrap();
-    let running: Vec<Vm> = (0..4).map(|_| Vm::piped(start())).collect();
+    let running: Vec<Vm> = (0..count).map(|_| Vm::piped(start())).collect();
     for vm in running {
         vm.end()
             .expect_code(0)
@@ -216,13 +240,32 @@ pub(crate) fn several_at_once_and_after_a_kill() {
     assert_eq!(files(&images), before, "an image was made again");
 }
 
-pub(crate) fn a_published_port_leads_to_the_command() {
+pub(crate) fn several_at_once_and_after_a_kill() {
+    at_once_and_after_a_kill(4);
+}
+
+pub(crate) fn eight_at_once_and_after_a_kill() {
+    at_once_and_after_a_kill(8);
+}
+
+/// A server in the guest is reached from here, and one that is here from the guest, by its name.
+pub(crate) fn servers_on_both_sides_are_reached() {
     uplink();
+    let here = TcpListener::bind("127.0.0.1:18090").unwrap();
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = here.accept().unwrap();
+        stream
+            .write_all(b"HTTP/1.0 200 OK\r\n\r\nfrom the host\n")
+            .unwrap();
+    });
+    // What listens on this host's loopback is the gateway's, for the guest.
+    let resolver = Resolver::start(gateway());
     // It goes to the background when it listens.
-    let script = "httpd -p 80 -h /etc && echo ready && cat";
+    let script = "httpd -p 80 -h /etc && wget -q -O - http://files.test:18090/ && cat";
     let options = ["-i", "--publish", "18080:80"];
-    let mut vm = Vm::piped(command(&options, &["sh", "-c", script]));
-    vm.expect("ready\n");
+    let mut vm = Vm::piped(resolver.used_by(command(&options, &["sh", "-c", script])));
+    vm.expect("from the host\n");
+    serving.join().unwrap();
     let mut stream = TcpStream::connect("127.0.0.1:18080").unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(60)))
@@ -235,4 +278,82 @@ pub(crate) fn a_published_port_leads_to_the_command() {
     assert!(answer.ends_with("ID=test\n"), "{answer}");
     vm.signal(libc::SIGTERM);
     vm.end().expect_code(143);
+}
+
+/// What is there of a user who has nothing but what commands leave: processes, files, mounts and sockets.
+fn left_behind(user: User, folders: &[&Path]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    for process in entries("/proc".as_ref()) {
+        let is_process = process.file_name().as_bytes()[0].is_ascii_digit();
+        let owner = process.metadata().map(|it| it.uid());
+        if is_process && owner.is_ok_and(|owner| owner == user.number) {
+            let name = fs::read_to_string(process.path().join("comm"));
+            found.insert(format!("process {}", name.unwrap_or_default()));
+        }
+    }
+    for folder in folders {
+        for file in entries(folder) {
+            if file.metadata().is_ok_and(|it| it.uid() == user.number) {
+                found.insert(format!("file {}", file.path().display()));
+            }
+        }
+    }
+    for list in ["/proc/net/unix", "/proc/self/mountinfo"] {
+        let list = fs::read_to_string(list).unwrap();
+        let own = folders[0].to_str().unwrap();
+        found.extend(
+            list.lines()
+                .filter(|it| it.contains(own))
+                .map(str::to_owned),
+        );
+    }
+    found
+}
+
+fn runs_that_leave_nothing(count: usize, name: &str) {
+    let Some(user) = another(1) else {
+        return harness::skip(name, "needs root, to be a user of its own");
+    };
+    uplink();
+    let own = tempfile::tempdir().unwrap();
+    user.owns(own.path());
+    let run_one = |number: usize| {
+        let options = ["--memory", "128M", "--publish", "18081:80"];
+        let mut command = command(&options, &["sh", "-c", "echo x >/tmp/x; exit $((6 * 7))"]);
+        user.runs(&mut command);
+        command
+            .env("XDG_CACHE_HOME", own.path())
+            .env("TMPDIR", own.path())
+            .env("XDG_RUNTIME_DIR", own.path());
+        let end = finish(command);
+        assert_eq!(end.status.code(), Some(42), "{number}: {}", end.describe());
+    };
+    let look = || {
+        let cache = own.path().join("ampoule");
+        let folders = ["", "images", "initramfs"].map(|name| cache.join(name));
+        let mut folders: Vec<&Path> = folders.iter().map(|it| &**it).collect();
+        folders.insert(0, own.path());
+        folders.extend(["/tmp", "/run", "/dev/shm", "/var/tmp"].map(Path::new));
+        left_behind(user, &folders)
+    };
+    // The first makes the image.
+    run_one(0);
+    let before = look();
+    assert!(
+        !before.iter().any(|it| it.starts_with("process")),
+        "{before:?}"
+    );
+    for number in 1..=count {
+        run_one(number);
+        assert_eq!(look(), before, "after {number} runs");
+    }
+}
+
+pub(crate) fn runs_leave_nothing_behind() {
+    runs_that_leave_nothing(2, "command::runs_leave_nothing_behind");
+}
+
+pub(crate) fn a_hundred_runs_leave_nothing_behind() {
+    runs_that_leave_nothing(100, "command::a_hundred_runs_leave_nothing_behind");
 }

@@ -6,8 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use crate::command::{command, place};
+use crate::command::{as_users, command, command_of, place};
 use crate::driver::{Vm, finish, run};
+use crate::user::user;
 
 /// Name, mode, time and content of all that is in a folder, sorted.
 fn tree(folder: &Path) -> Vec<(Vec<u8>, u32, i64, Vec<u8>)> {
@@ -57,6 +58,8 @@ pub(crate) fn a_tree_goes_in_and_comes_out_as_it_was() {
     let program = path("program");
     fs::write(&program, "#!/bin/sh\nstat -c '%u:%g %h %a' $@\n").unwrap();
     mode(&program, 0o4755);
+    user().inspect(|user| user.owns(folder.path()));
+    mode(&program, 0o4755); // a change of the owner takes it away
     let copy = |host: &Path, guest: &str| format!("{}:{guest}", host.display());
     let out = |guest: &str, host: &str| format!("{guest}:{}", path(host).display());
     let (into, run) = (copy(&from, "/srv"), copy(&program, "/opt/new/run"));
@@ -94,20 +97,13 @@ pub(crate) fn a_tree_goes_in_and_comes_out_as_it_was() {
 /// `ampoule run` without an image.
 fn without_image(options: &[&str], words: &[&str]) -> std::process::Command {
     let mut command = run(["--net", "none", "--memory", "128M"]);
-    command
-        .args(options)
-        .arg("--")
-        .args(words)
-        .env("XDG_CACHE_HOME", &place().cache)
-        .env(
-            "AMPOULE_KERNEL",
-            place().root.with_file_name("6.1").join("boot/vmlinuz"),
-        );
-    command
+    command.args(options).arg("--").args(words);
+    as_users("6.1", command)
 }
 
 pub(crate) fn a_static_program_needs_no_image() {
     let folder = tempfile::tempdir().unwrap();
+    user().inspect(|user| user.owns(folder.path()));
     let out = format!("/made:{}", folder.path().display());
     let options = [
         "--file",
@@ -152,6 +148,7 @@ pub(crate) fn what_is_written_is_on_a_disk_that_ends_with_the_run() {
 
 pub(crate) fn a_disk_that_is_kept_is_there_again_and_one_runs_with_it() {
     let folder = tempfile::tempdir().unwrap();
+    user().inspect(|user| user.owns(folder.path()));
     let path = folder.path().join("kept.img");
     let overlay = format!("path={},size=256M", path.display());
     let options = ["--net", "none", "--overlay", &overlay, "-i"];
@@ -169,10 +166,7 @@ pub(crate) fn a_disk_that_is_kept_is_there_again_and_one_runs_with_it() {
     // It is no other image's.
     let other = folder.path().join("other");
     fs::create_dir_all(other.join("bin")).unwrap();
-    let mut command = run(["--net", "none", "--overlay", &overlay]);
-    command.arg(&other).args(["--", "/bin/x"]);
-    command.env("XDG_CACHE_HOME", &place().cache);
-    finish(command)
+    finish(command_of(&other, &options[..4], &["/bin/x"]))
         .expect_code(125)
         .expect_error("belongs to another image");
     // Nothing is left beside it.

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::driver::{Vm, finish, pidfd, poll};
 use crate::guest::{boot_with_tools, linux};
 use crate::net::{host, open_tap};
+use crate::resolver::Resolver;
 use crate::virtio::{ask, expect};
 
 /// An `iperf3` server on the host; it ends when this is dropped.
@@ -263,23 +264,10 @@ pub(crate) fn iperf_through_user_networking() {
 pub(crate) fn user_networking_resolves_and_forwards() {
     let (mut vm, gateway) = user(",mtu=4000,forward=8083:80");
     expect(&mut vm, "cat /sys/class/net/eth0/mtu", "4000");
-    let resolver =
-        UdpSocket::bind("127.0.0.1:53").expect("the host has a resolver on its loopback");
-    let answering = thread::spawn(move || {
-        let mut question = [0; 512];
-        // It asks for an IPv4 address, or for one of IPv6, too.
-        loop {
-            let (len, peer) = resolver.recv_from(&mut question).unwrap();
-            let answer = answer(&question[..len]);
-            resolver.send_to(&answer, peer).unwrap();
-            if question[len - 3] == 1 {
-                return;
-            }
-        }
-    });
+    let resolver = Resolver::start([192, 0, 2, 77].into());
     let asked = format!("nslookup -type=a ampoule.test {gateway}");
     expect(&mut vm, &asked, "192.0.2.77");
-    answering.join().unwrap();
+    drop(resolver);
 
     let serve = "(echo hello | nc -l -p 80 >/got) & while ! netstat -ltn | grep -q :80; do :; done";
     ask(&mut vm, serve);
@@ -299,19 +287,6 @@ pub(crate) fn user_networking_resolves_and_forwards() {
     expect(&mut vm, "udhcpc -f -q -n -i eth0 -s /lease", "lease: ");
     vm.send("poweroff -f\n");
     vm.end().expect_code(0).expect_silence();
-}
-
-/// A DNS message that answers a question: this name has the address 192.0.2.77.
-fn answer(question: &[u8]) -> Vec<u8> {
-    let mut answer = question.to_vec();
-    // A response, without errors, with one answer if an IPv4 address was asked for.
-    let wanted = question[question.len() - 3] == 1;
-    answer[2..4].copy_from_slice(&[0x81, 0x80]);
-    answer[6..8].copy_from_slice(&[0, u8::from(wanted)]);
-    if wanted {
-        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 77]);
-    }
-    answer
 }
 
 /// The passt of a VM.
