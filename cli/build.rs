@@ -1,4 +1,5 @@
-//! How the binary is linked: so that starting it costs as little as it can (docs/performance.md, "What a start costs").
+//! How `ampoule` is linked: so that starting it costs as little as it can (docs/performance.md, "What a start costs"). `ampoule-pull` is
+//! linked as usual: it looks up names of hosts, for which the C library wants its shared libraries.
 
 use std::env;
 use std::ffi::CStr;
@@ -23,7 +24,7 @@ fn main() {
     // Relative relocations as a bitmap, a twentieth of the size. C libraries before 2.36 refuse to load such a program; the
     // one that this script runs with is the one that the program is linked against, unless it is built for another machine.
     if native && glibc_minor().is_some_and(|it| it >= 36) {
-        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        println!("cargo::rustc-link-arg-bin=ampoule=-Wl,-z,pack-relative-relocs");
     }
 }
 
@@ -33,12 +34,12 @@ fn main() {
 /// `cargo install` is what builds.
 fn link_statically() {
     // Takes the place of the `-pie` that comes before it.
-    println!("cargo::rustc-link-arg-bins=-static-pie");
+    println!("cargo::rustc-link-arg-bin=ampoule=-static-pie");
     // Has `main.rs` name the archive, and no test that links as usual: it comes before the shared libraries that the standard
     // library names, and leaves nothing for those to give.
     println!("cargo::rustc-cfg=static_libc");
     // And what is nowhere is null, as there is nobody to find it at run time.
-    println!("cargo::rustc-link-arg-bins=-Wl,-z,nodynamic-undefined-weak");
+    println!("cargo::rustc-link-arg-bin=ampoule=-Wl,-z,nodynamic-undefined-weak");
 }
 
 /// Whether the linker finds the C library as an archive.

@@ -20,6 +20,8 @@ use serde::de::value::Error as ValueError;
 
 #[cfg(feature = "image")]
 use crate::command::args::CommandArgs;
+#[cfg(feature = "image")]
+use crate::images::ImageArgs;
 use crate::net_arg::NetArg;
 use crate::{disk_arg, limits_arg, vsock_arg};
 
@@ -41,6 +43,7 @@ Examples:
 
 const RUN_EXAMPLES: &str = "\
 Examples:
+  ampoule run debian:12 -- cat /etc/os-release
   ampoule run debian.tar -- cat /etc/os-release
   ampoule run -it -p 8080:80 rootfs/ -- /bin/sh
   ampoule run --copy src:/src --copy-out /src/out:. debian.tar -- make -C /src
@@ -61,6 +64,16 @@ Exit status of a command: its own, 128 + N where signal N ended it, 126 or 127 w
 Else: 0 the guest powered off, or reset itself with --on-reboot exit; 124 --timeout; 125 \
 ampoule or the host failed; 134 the guest crashed (panic, triple fault, KVM internal error); \
 128 + N stopped because of signal N.";
+
+/// The names of the commands.
+pub(crate) const COMMANDS: &[&str] = &[
+    "run",
+    #[cfg(feature = "image")]
+    "image",
+    "doctor",
+    "completions",
+    "man",
+];
 
 /// Boots Linux in a microVM.
 #[derive(Debug, Parser)]
@@ -89,6 +102,12 @@ pub(crate) enum Command {
     /// The guest's first serial port is the terminal. On a healthy run, all output is the guest's.
     #[command(after_help = RUN_EXAMPLES, max_term_width = 100)]
     Run(Box<RunArgs>),
+    /// Show, pull and remove images
+    ///
+    /// Images are kept in $XDG_CACHE_HOME/ampoule, or in ~/.cache/ampoule, each as one file that all its VMs share.
+    #[cfg(feature = "image")]
+    #[command(max_term_width = 100)]
+    Image(ImageArgs),
     /// Tell what this host offers to guests, and what to do about the rest
     ///
     /// Tiny probe guests execute what Linux needs. Nothing on the host is changed. The exit status is 0 only where Linux
@@ -108,7 +127,7 @@ pub(crate) enum Command {
     /// For instance: ampoule man run | man -l -
     Man {
         /// The command to print the page of, instead of the page of ampoule itself
-        #[arg(value_name = "COMMAND", value_parser = ["run", "doctor", "completions", "man"])]
+        #[arg(value_name = "COMMAND", value_parser = PossibleValuesParser::new(COMMANDS))]
         command: Option<String>,
     },
 }

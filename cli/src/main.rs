@@ -15,6 +15,8 @@ mod doctor;
 mod entry;
 mod folders;
 mod footprint;
+#[cfg(feature = "image")]
+mod images;
 mod key_list;
 mod limits;
 mod limits_arg;
@@ -64,6 +66,8 @@ fn dispatch(timeline: Timeline) -> Result<u8, Failure> {
         |err: std::io::Error| Failure::new(format!("cannot print: {}", report::io_text(&err)));
     match cli.command {
         Command::Run(args) => run::run(*args, timeline),
+        #[cfg(feature = "image")]
+        Command::Image(args) => images::run(args),
         Command::Doctor(args) => doctor::doctor(&args).map_err(cannot_print),
         Command::Completions { shell } => {
             let mut script = Vec::new();

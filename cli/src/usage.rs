@@ -2,6 +2,7 @@
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::args::COMMANDS;
 use crate::report::Failure;
 
 /// Handles what clap made of the command line instead of arguments: help and the version go to standard output (exit
@@ -50,7 +51,7 @@ fn help(err: &clap::Error, command: Option<&str>) -> String {
     match suggested {
         Some(name) => format!("did you mean \"{name}\"?"),
         None => match command {
-            Some(command @ ("run" | "doctor" | "completions" | "man")) => {
+            Some(command) if COMMANDS.contains(&command) => {
                 format!("see `ampoule {command} --help`")
             }
             _ => "see `ampoule --help`".into(),

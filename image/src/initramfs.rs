@@ -5,10 +5,10 @@
 //! a file has its name only when it is complete.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cpio::newc;
 use sha2::{Digest, Sha256};
@@ -106,8 +106,9 @@ pub fn cached(
     additions: &[Addition],
 ) -> Result<PathBuf, InitramfsError> {
     let path = cache.join(format!("{}.cpio", key(modules, additions)?));
-    // It is complete, or it would have another name.
-    if path.is_file() {
+    // It is complete, or it would have another name. An old time of last use is no reason to fail.
+    if let Ok(file) = File::open(&path) {
+        let _ = file.set_modified(SystemTime::now());
         return Ok(path);
     }
     let bytes = build(modules, additions)?;
@@ -116,6 +117,31 @@ pub fn cached(
         source,
     })?;
     Ok(path)
+}
+
+/// Removes archives that were not used for so long, and files that processes left behind when they were killed. The bytes. One
+/// that somebody may be about to read stays.
+///
+/// # Errors
+/// A file cannot be removed.
+pub fn prune(cache: &Path, unused_for: Duration) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
+        let age = metadata.modified().ok().and_then(|it| it.elapsed().ok());
+        if !metadata.is_file() || age.is_none_or(|age| age < unused_for.max(STALE)) {
+            continue;
+        }
+        match fs::remove_file(entry.path()) {
+            Ok(()) => bytes += metadata.len(),
+            // Somebody else was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
 }
 
 /// What is in an archive, in short.
@@ -316,9 +342,10 @@ mod tests {
         });
         assert!(paths.iter().all(|path| *path == paths[0]));
         assert_eq!(fs::read(&paths[0]).unwrap(), build(&modules, &[]).unwrap());
-        let before = fs::metadata(&paths[0]).unwrap().modified().unwrap();
+        let number = || fs::metadata(&paths[0]).unwrap().ino();
+        let before = number();
         assert_eq!(cached(&cache, &modules, &[]).unwrap(), paths[0]);
-        assert_eq!(fs::metadata(&paths[0]).unwrap().modified().unwrap(), before);
+        assert_eq!(number(), before);
         assert_eq!(fs::read_dir(&cache).unwrap().count(), 1);
         // Another content or order is another archive.
         let mut others = vec![cached(&cache, &modules[..1], &[]).unwrap()];
@@ -340,7 +367,7 @@ mod tests {
             folder.path().join(".partial-2"),
         );
         let file = fs::File::create(&old).unwrap();
-        let then = std::time::SystemTime::now() - 2 * STALE;
+        let then = SystemTime::now() - 2 * STALE;
         file.set_modified(then).unwrap();
         fs::write(&new, "in work").unwrap();
         cached(folder.path(), &[], &[]).unwrap();

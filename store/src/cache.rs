@@ -5,22 +5,23 @@
 //! - `sha256-….lock` is held (flock) exclusively by who makes or removes the image, shared by who uses it. A process that dies lets
 //!   go of its locks: a `.part` whose lock is free is left over, and is removed by whoever sees it.
 //!
-//! A lock file is removed with its image, while it is held: who then gets the lock of a file that is no longer there tries again.
+//! A lock file is removed with its image, while it is held (`lock.rs`). What images of registries are called is in `names.rs`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::lock;
+use crate::names::NamedImage;
 use crate::progress::{Phase, Progress};
+use crate::reference::Reference;
 use crate::source::{FileSystem, Source, SourceKind};
 use crate::tree::Limits;
 
@@ -86,10 +87,16 @@ pub struct CachedImage {
     pub digest: Digest,
     /// The image's name in its source, where it had one.
     pub name: Option<String>,
-    /// What it was made from.
+    /// What registries call it: complete names, in order.
+    pub names: Vec<String>,
+    /// The same by the digests of their manifests.
+    pub manifests: Vec<String>,
+    /// What it was made from: a path, or the name that it was pulled by.
     pub source: PathBuf,
     /// What that was.
     pub kind: SourceKind,
+    /// What to mount it as.
+    pub file_system: FileSystem,
     /// In bytes.
     pub size: u64,
     /// When it was made, in seconds since 1970.
@@ -98,8 +105,40 @@ pub struct CachedImage {
     pub last_used: u64,
     /// Where it is.
     pub path: PathBuf,
+    /// Of what its layers unpack to, the lowest first; empty where it had none, or an older version has made it.
+    pub layers: Vec<Digest>,
     /// How its command is to be run.
     pub config: ImageConfig,
+}
+
+impl CachedImage {
+    /// Takes its own of these names.
+    fn take_names(&mut self, names: &[NamedImage]) {
+        for named in names.iter().filter(|named| named.digest == self.digest) {
+            self.names.push(named.name.clone());
+            if let Ok(reference) = named.name.parse::<Reference>() {
+                let manifest = reference.with_digest(named.manifest).to_string();
+                self.manifests.push(manifest);
+            }
+        }
+        self.manifests.dedup();
+    }
+
+    /// Whether this is what a person may call it.
+    fn is_called(&self, name: &str) -> bool {
+        let hex = name.strip_prefix("sha256:").unwrap_or(name);
+        if hex.len() >= 4 && self.digest.hex().starts_with(hex) {
+            return true;
+        }
+        let complete = name.parse::<Reference>().map(|name| name.to_string());
+        if complete.is_ok_and(|name| self.names.contains(&name) || self.manifests.contains(&name)) {
+            return true;
+        }
+        // The name that an image was pulled by may be another one's by now.
+        let path = fs::canonicalize(name).unwrap_or_else(|_| name.into());
+        self.name.as_deref() == Some(name)
+            || self.kind != SourceKind::Registry && self.source == path
+    }
 }
 
 /// A description as it is in its file.
@@ -112,6 +151,8 @@ struct Description {
     kind: SourceKind,
     size: u64,
     created: u64,
+    #[serde(default)]
+    layers: Vec<Digest>,
     config: ImageConfig,
 }
 
@@ -171,13 +212,17 @@ impl Store {
     /// # Errors
     /// It cannot be made.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, Error> {
-        let folder = folder.into();
+        let store = Self {
+            folder: folder.into(),
+        };
+        store.make_folder(&store.folder)?;
+        Ok(store)
+    }
+
+    pub(crate) fn make_folder(&self, folder: &Path) -> Result<(), Error> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        builder
-            .create(&folder)
-            .map_err(Error::io("create", &folder))?;
-        Ok(Self { folder })
+        builder.create(folder).map_err(Error::io("create", folder))
     }
 
     /// Where the images are.
@@ -215,27 +260,50 @@ impl Store {
         let mut was_cached = true;
         loop {
             let lock = self.lock(&digest, false, progress)?;
-            if let Some(description) = self.description(&digest) {
-                let now = File::open(self.path(&digest, "json"));
-                // An old time of last use is no reason to fail.
-                let _ = now.and_then(|file| file.set_modified(SystemTime::now()));
-                return Ok(Image {
-                    path: self.path(&digest, "erofs"),
-                    file_system: FileSystem::Erofs,
-                    config: description.config,
-                    digest: Some(digest),
-                    was_cached,
-                    _lock: Some(lock),
-                });
+            if let Some(image) = self.used(digest, lock, was_cached) {
+                return Ok(image);
             }
-            // Two that both wait for the other's shared lock would wait for ever.
-            drop(lock);
+            // That shared lock is let go of by now: two that wait for each other's would wait for ever.
             let _lock = self.lock(&digest, true, progress)?;
             if self.description(&digest).is_none() {
                 was_cached = false;
                 self.make(source, digest, limits, progress)?;
             }
         }
+    }
+
+    /// The image of this digest, if it is there.
+    ///
+    /// # Errors
+    /// Its lock cannot be taken.
+    pub fn open_image(&self, digest: Digest) -> Result<Option<Image>, Error> {
+        if !self.contains(&digest) {
+            return Ok(None);
+        }
+        let lock = self.lock(&digest, false, &mut |_| {})?;
+        Ok(self.used(digest, lock, true))
+    }
+
+    /// Whether the image of this digest is there and whole.
+    #[must_use]
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.description(digest).is_some()
+    }
+
+    /// An image that is used from now on, if it is there; its lock is held.
+    fn used(&self, digest: Digest, lock: File, was_cached: bool) -> Option<Image> {
+        let description = self.description(&digest)?;
+        let now = File::open(self.path(&digest, "json"));
+        // An old time of last use is no reason to fail.
+        let _ = now.and_then(|file| file.set_modified(SystemTime::now()));
+        Some(Image {
+            path: self.path(&digest, "erofs"),
+            file_system: FileSystem::Erofs,
+            config: description.config,
+            digest: Some(digest),
+            was_cached,
+            _lock: Some(lock),
+        })
     }
 
     /// Makes an image, whose lock is held exclusively.
@@ -270,17 +338,27 @@ impl Store {
         limits: Limits,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Error> {
+        let unpacked = source.unpack(part, limits, progress)?;
+        let made_from = unpacked.as_ref().unwrap_or(source);
         let file = create(part)?;
-        let size = source.build(digest, &file, limits, progress)?;
+        let size = made_from.build(digest, &file, limits, progress)?;
+        if unpacked.is_some() && source.digest()? != Some(digest) {
+            let path = source.path().to_owned();
+            return Err(Error::Changed { path });
+        }
         file.sync_all().map_err(Error::io("write", part))?;
         let description = Description {
             version: VERSION,
-            name: source.name().map(ToOwned::to_owned),
-            source: fs::canonicalize(source.path()).unwrap_or_else(|_| source.path().to_owned()),
-            kind: source.kind(),
+            name: made_from.name().map(ToOwned::to_owned),
+            source: match source.kind() {
+                SourceKind::Registry => source.path().to_owned(),
+                _ => fs::canonicalize(source.path()).unwrap_or_else(|_| source.path().to_owned()),
+            },
+            kind: made_from.kind(),
             size,
             created: seconds(SystemTime::now()),
-            config: source.config(),
+            layers: made_from.layers(),
+            config: made_from.config(),
         };
         let text = serde_json::to_vec_pretty(&description).map_err(|source| Error::Document {
             what: "the description".into(),
@@ -320,45 +398,19 @@ impl Store {
         exclusive: bool,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<File, Error> {
-        loop {
-            if let Some(lock) = self.try_lock(digest, exclusive)? {
-                return Ok(lock);
-            }
+        let waiting = || {
             progress(Progress {
                 phase: Phase::Waiting,
                 done: 0,
                 total: None,
             });
-            let path = self.path(digest, "lock");
-            let file = open_lock(&path)?;
-            let operation = match exclusive {
-                true => FlockOperation::LockExclusive,
-                false => FlockOperation::LockShared,
-            };
-            match rustix::fs::flock(&file, operation) {
-                Ok(()) if is_current(&file, &path) => return Ok(file),
-                Ok(()) | Err(Errno::INTR) => {}
-                Err(error) => return Err(Error::io("lock", path)(error.into())),
-            }
-        }
+        };
+        lock::lock(&self.path(digest, "lock"), exclusive, waiting)
     }
 
     /// Takes an image's lock where nobody is in the way.
     fn try_lock(&self, digest: &Digest, exclusive: bool) -> Result<Option<File>, Error> {
-        let path = self.path(digest, "lock");
-        let operation = match exclusive {
-            true => FlockOperation::NonBlockingLockExclusive,
-            false => FlockOperation::NonBlockingLockShared,
-        };
-        loop {
-            let file = open_lock(&path)?;
-            match rustix::fs::flock(&file, operation) {
-                Ok(()) if is_current(&file, &path) => return Ok(Some(file)),
-                Ok(()) | Err(Errno::INTR) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(Error::io("lock", path)(error.into())),
-            }
-        }
+        lock::try_lock(&self.path(digest, "lock"), exclusive)
     }
 
     /// All images, the last used first. What processes that died have left over is removed.
@@ -368,8 +420,10 @@ impl Store {
     pub fn list(&self) -> Result<Vec<CachedImage>, Error> {
         let mut images = Vec::new();
         self.sweep()?;
+        let names = self.names();
         for digest in self.digests("erofs")? {
-            if let Some(image) = self.cached(digest) {
+            if let Some(mut image) = self.cached(digest) {
+                image.take_names(&names);
                 images.push(image);
             }
         }
@@ -384,28 +438,28 @@ impl Store {
         Some(CachedImage {
             digest,
             name: description.name,
+            names: Vec::new(),
+            manifests: Vec::new(),
             source: description.source,
             kind: description.kind,
+            file_system: FileSystem::Erofs,
             size: description.size,
             created: description.created,
             last_used: used.map_or(description.created, seconds),
             path: self.path(&digest, "erofs"),
+            layers: description.layers,
             config: description.config,
         })
     }
 
-    /// The one image that is called so: by its digest or the digest's first digits (at least four), its name, or its source's path.
+    /// The one image that is called so: by its digest or the digest's first digits (at least four), its name in a registry or in its
+    /// source, or its source's path.
     ///
     /// # Errors
     /// None is, several are, or the folder cannot be read.
     pub fn inspect(&self, name: &str) -> Result<CachedImage, Error> {
-        let hex = name.strip_prefix("sha256:").unwrap_or(name);
-        let is_called = |image: &CachedImage| {
-            let by_digest = hex.len() >= 4 && image.digest.hex().starts_with(hex);
-            by_digest || image.name.as_deref() == Some(name) || image.source == Path::new(name)
-        };
         let mut images = self.list()?;
-        images.retain(is_called);
+        images.retain(|image| image.is_called(name));
         match images.len() {
             1 => Ok(images.swap_remove(0)),
             found => Err(Error::NotOne {
@@ -415,7 +469,7 @@ impl Store {
         }
     }
 
-    /// Removes an image, unless it is being used.
+    /// Removes an image and its names, unless it is being used.
     ///
     /// # Errors
     /// A file cannot be removed.
@@ -431,6 +485,7 @@ impl Store {
         for extension in ["erofs", "json", "part"] {
             size += remove(&self.path(digest, extension))?;
         }
+        self.sweep_names()?;
         // Last, and while it is held.
         remove(&self.path(digest, "lock"))?;
         Ok(Removal::Removed { size })
@@ -442,7 +497,7 @@ impl Store {
     /// The folder cannot be read, or a file not removed.
     pub fn prune(&self, unused_for: Duration) -> Result<Pruned, Error> {
         let mut pruned = Pruned {
-            bytes: self.sweep()?,
+            bytes: self.sweep()? + self.sweep_pulls()?,
             ..Pruned::default()
         };
         let now = seconds(SystemTime::now());
@@ -484,6 +539,7 @@ impl Store {
                 }
             }
         }
+        self.sweep_names()?;
         Ok(bytes)
     }
 
@@ -502,26 +558,13 @@ impl Store {
     }
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(crate) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }
 
-fn open_lock(path: &Path) -> Result<File, Error> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(Error::io("lock", path))
-}
-
-/// Whether a lock's file is still the one of its name.
-fn is_current(file: &File, path: &Path) -> bool {
-    let key = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    let held = file.metadata().map(key);
-    matches!((held, fs::metadata(path).map(key)), (Ok(held), Ok(named)) if held == named)
-}
-
 /// An empty file.
-fn create(path: &Path) -> Result<File, Error> {
+pub(crate) fn create(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true);
     options
@@ -531,7 +574,7 @@ fn create(path: &Path) -> Result<File, Error> {
 }
 
 /// Removes a file that may be missing. The bytes it had.
-fn remove(path: &Path) -> Result<u64, Error> {
+pub(crate) fn remove(path: &Path) -> Result<u64, Error> {
     let size = fs::symlink_metadata(path).map_or(0, |metadata| metadata.len());
     match fs::remove_file(path) {
         Ok(()) => Ok(size),

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::layer::archive_error;
 
 /// As much as an image specification grants a manifest.
-const MAX_DOCUMENT: u64 = 4 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
 /// Files of an archive that holds images: layers and documents, a few for each.
 const MAX_FILES: usize = 100_000;
 
@@ -179,7 +179,7 @@ impl Container {
 }
 
 /// A name without what does not matter.
-fn normal(name: &[u8]) -> Vec<u8> {
+pub(crate) fn normal(name: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in name.split(|byte| *byte == b'/') {
         match part {

@@ -63,6 +63,12 @@ pub enum Error {
         /// What there is.
         found: Vec<String>,
     },
+    /// A manifest is of something else that registries have.
+    #[error("it is no container image, but has a configuration of the type \"{}\"", .media_type.escape_default())]
+    NotAnImage {
+        /// What the manifest says that the configuration is.
+        media_type: String,
+    },
     /// A part is not what its digest says.
     #[error("{what} has the digest {found}, not {expected}")]
     WrongDigest {
@@ -141,6 +147,8 @@ impl Error {
             Self::TooLarge { unit: "bytes", .. } => {
                 Some("raise --max-image-size, if the image is trusted".into())
             }
+            Self::NotOne { found: 0, .. } => Some("`ampoule image ls` shows what there is".into()),
+            Self::NotOne { .. } => Some("give more of the digest: `ampoule image ls`".into()),
             Self::NoCache => Some("set XDG_CACHE_HOME or HOME".into()),
             Self::WrongDigest { .. } | Self::WrongSize { .. } | Self::Stream { .. } => {
                 Some("fetch or save the image again".into())

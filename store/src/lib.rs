@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A [`Source`] is a directory, a `docker save` or OCI archive, an OCI layout, a root file system archive, or a file system image that
-//! is used as it is. A [`Store`] makes an EROFS image of it where it has none yet. Nothing needs root, and nothing is unpacked: files go
+//! is used as it is; a [`Pull`] takes what a program brings from a registry, which nothing in here speaks to. A [`Store`] makes an EROFS image of it where it has none yet. Nothing needs root, and nothing is unpacked: files go
 //! from the source straight into the image, whose tree is an index in memory. Sources are not trusted; see [`Limits`], [`Error`] and
 //! [`EntryError`].
 //!
@@ -31,7 +31,13 @@ mod erofs;
 mod error;
 mod folder;
 mod layer;
+mod lock;
+mod manifest;
+mod names;
+mod packed;
 mod progress;
+mod pull;
+mod reference;
 mod source;
 mod stream;
 mod tree;
@@ -40,7 +46,11 @@ pub use cache::{CachedImage, Image, Pruned, Removal, Store, cache_folder};
 pub use config::ImageConfig;
 pub use digest::{Digest, DigestError};
 pub use error::{EntryError, Error};
+pub use manifest::{Blob, Contents};
+pub use names::NamedImage;
 pub use progress::{Phase, Progress};
+pub use pull::Pull;
+pub use reference::{Reference, ReferenceError};
 pub use source::{FileSystem, Source, SourceKind, convert_archive};
 pub use tree::Limits;
 

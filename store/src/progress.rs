@@ -17,6 +17,10 @@ pub struct Progress {
 pub enum Phase {
     /// Another process makes the same image.
     Waiting,
+    /// Its blobs come from a registry.
+    Fetching,
+    /// An archive that is packed as a whole is unpacked, to a file that has no name.
+    Unpacking,
     /// The source is read, and its files written to the image.
     Reading,
     /// The image is completed, and brought to the disk.

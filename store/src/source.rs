@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::archive::ArchiveReader;
 use crate::config::{
-    ConfigDocument, Descriptor, ImageConfig, Index, Manifest, Platform, SavedImage, architecture,
+    ConfigDocument, Descriptor, ImageConfig, Index, Manifest, SavedImage, architecture,
 };
 use crate::container::{Container, open_file};
 use crate::digest::{Digest, HashingReader};
@@ -17,7 +17,10 @@ use crate::erofs;
 use crate::error::Error;
 use crate::folder::Folder;
 use crate::layer::{Builder, stream_error};
+use crate::manifest::{for_platform, is_index};
+use crate::packed;
 use crate::progress::{Phase, Progress};
+use crate::reference::Reference;
 use crate::stream::{Bounded, decompress, is_compressed};
 use crate::tree::Limits;
 
@@ -41,6 +44,10 @@ pub enum SourceKind {
     OciArchive,
     /// An OCI layout in a directory.
     OciLayout,
+    /// One of the archives above, packed by gzip or zstd as a whole; which one shows when it is unpacked.
+    PackedArchive,
+    /// An image of a registry ([`Pull`](crate::Pull)).
+    Registry,
     /// A root file system in a tar archive, packed by gzip or zstd or not, as `docker export` and `debootstrap`'s users write it.
     RootArchive,
     /// A file system image, used as it is.
@@ -98,6 +105,8 @@ enum Inner {
     Folder(Folder),
     Image(Box<Resolved>),
     RootArchive(File),
+    /// The archive, and the name of the image that is wanted of it.
+    Packed(File, Option<String>),
     FileSystem,
 }
 
@@ -151,7 +160,10 @@ impl Source {
             let inner = Inner::FileSystem;
             return Ok(Self { path, kind, inner });
         }
-        let (kind, inner) = if is_compressed(&start) {
+        let (kind, inner) = if is_compressed(&start) && packed::holds_images(&file, &path)? {
+            let inner = Inner::Packed(file, name.map(ToOwned::to_owned));
+            (SourceKind::PackedArchive, inner)
+        } else if is_compressed(&start) {
             (SourceKind::RootArchive, Inner::RootArchive(file))
         } else if is_archive(&start) {
             archive(file, &path, name)?
@@ -159,6 +171,39 @@ impl Source {
             return Err(Error::Unrecognised { path });
         };
         Ok(Self { path, kind, inner })
+    }
+
+    /// What a registry calls so, whose blobs are in a layout.
+    pub(crate) fn pulled(layout: &Path, reference: &Reference) -> Result<Self, Error> {
+        let mut image = oci(Container::Folder(layout.to_owned()), None)?;
+        // Its names are the cache's matter: they may become those of other images.
+        image.name = None;
+        Ok(Self {
+            path: reference.to_string().into(),
+            kind: SourceKind::Registry,
+            inner: Inner::Image(Box::new(image)),
+        })
+    }
+
+    /// What is in an archive that is packed as a whole: unpacked to a file that had this path for a moment, and has none any more.
+    /// `None` of others.
+    pub(crate) fn unpack(
+        &self,
+        at: &Path,
+        limits: Limits,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Option<Self>, Error> {
+        let Inner::Packed(file, name) = &self.inner else {
+            return Ok(None);
+        };
+        let size = file.metadata().map_err(Error::io("read", &self.path))?;
+        let counted = Counted::new(file, 0, size.len(), progress).of(Phase::Unpacking);
+        let unpacked = packed::unpack(file, counted, &self.path, at, limits)?;
+        let (kind, inner) = archive(unpacked, &self.path, name.as_deref())?;
+        let path = self.path.clone();
+        // It only looked like one: it is read as it is.
+        let is_image = matches!(inner, Inner::Image(_));
+        Ok(is_image.then_some(Self { path, kind, inner }))
     }
 
     /// What it is.
@@ -173,7 +218,15 @@ impl Source {
         &self.path
     }
 
-    /// How its command is to be run.
+    /// Of what its layers unpack to, the lowest first.
+    pub(crate) fn layers(&self) -> Vec<Digest> {
+        match &self.inner {
+            Inner::Image(image) => image.layers.iter().map(|layer| layer.diff_id).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// How its command is to be run; of an archive that is packed as a whole, only its image says it.
     #[must_use]
     pub fn config(&self) -> ImageConfig {
         match &self.inner {
@@ -201,6 +254,11 @@ impl Source {
             Inner::Image(image) => Some(image.config_digest),
             Inner::Folder(folder) => Some(folder.manifest()?.digest),
             Inner::RootArchive(file) => Some(self.stat_digest(file)?),
+            Inner::Packed(file, name) => {
+                let name = name.as_deref().unwrap_or_default();
+                let stat = self.stat_digest(file)?;
+                Some(Digest::of(&[stat.as_bytes(), name.as_bytes()].concat()))
+            }
             Inner::FileSystem => None,
         })
     }
@@ -242,7 +300,7 @@ impl Source {
                     return Err(Error::Changed { path });
                 }
             }
-            Inner::RootArchive(file) => {
+            Inner::RootArchive(file) | Inner::Packed(file, _) => {
                 let mut file = file;
                 let size = file
                     .metadata()
@@ -254,7 +312,7 @@ impl Source {
                 let counted = Counted::new(file, 0, size, progress);
                 let mut left = limits.max_image_size;
                 builder.add_stream(counted, &mut left, &what, None)?;
-                if self.stat_digest(file)? != digest {
+                if self.digest()? != Some(digest) {
                     let path = self.path.clone();
                     return Err(Error::Changed { path });
                 }
@@ -360,6 +418,7 @@ pub fn convert_archive(archive: impl Read, image: &File, limits: Limits) -> Resu
 /// A reader that reports how far it is.
 struct Counted<'a, R> {
     inner: R,
+    phase: Phase,
     done: u64,
     total: u64,
     progress: &'a mut dyn FnMut(Progress),
@@ -369,10 +428,16 @@ impl<'a, R: Read> Counted<'a, R> {
     fn new(inner: R, done: u64, total: u64, progress: &'a mut dyn FnMut(Progress)) -> Self {
         Self {
             inner,
+            phase: Phase::Reading,
             done,
             total,
             progress,
         }
+    }
+
+    /// The same of another phase.
+    fn of(self, phase: Phase) -> Self {
+        Self { phase, ..self }
     }
 }
 
@@ -381,7 +446,7 @@ impl<R: Read> Read for Counted<'_, R> {
         let count = self.inner.read(buffer)?;
         self.done += count as u64;
         (self.progress)(Progress {
-            phase: Phase::Reading,
+            phase: self.phase,
             done: self.done,
             total: Some(self.total),
         });
@@ -606,14 +671,6 @@ fn names(descriptor: &Descriptor) -> Vec<String> {
     names.cloned().collect()
 }
 
-fn is_index(descriptor: &Descriptor) -> bool {
-    matches!(
-        &descriptor.media_type[..],
-        "application/vnd.oci.image.index.v1+json"
-            | "application/vnd.docker.distribution.manifest.list.v2+json"
-    )
-}
-
 fn oci(container: Container, name: Option<&str>) -> Result<Resolved, Error> {
     let index: Index = parse(&container.document("index.json")?, "index.json")?;
     let candidates = match name {
@@ -668,27 +725,4 @@ fn oci(container: Container, name: Option<&str>) -> Result<Resolved, Error> {
         config_digest: manifest.config.digest,
         layers,
     })
-}
-
-/// The one for this machine.
-fn for_platform(manifests: Vec<Descriptor>) -> Result<Descriptor, Error> {
-    let suits = |descriptor: &Descriptor| match &descriptor.platform {
-        Some(Platform {
-            architecture: a,
-            os,
-        }) => os == "linux" && a == architecture(),
-        None => true,
-    };
-    let platform = |descriptor: &Descriptor| match &descriptor.platform {
-        Some(Platform { architecture, os }) => format!("{os}/{architecture}"),
-        None => "any".into(),
-    };
-    let found = manifests.iter().map(platform).collect();
-    manifests
-        .into_iter()
-        .find(suits)
-        .ok_or_else(|| Error::Platform {
-            wanted: format!("linux/{}", architecture()),
-            found,
-        })
 }

@@ -9,17 +9,20 @@ use clap::Args;
 
 use super::copy;
 use super::overlay::{self, OverlayArg};
+use super::registry::{PullPolicy, REGISTRY, RegistryArgs};
 
 const COMMAND: &str = "Command (with IMAGE)";
 
 /// What to run from an image, or as it is, and how. Nothing of it without either.
 #[derive(Debug, Default, Args)]
 pub(crate) struct CommandArgs {
-    /// Run a command from this image: a directory, a container image's archive or layout, or a file system image
+    /// Run a command from this image: a directory, a container image's archive or layout, a file system image, or a registry's
     ///
     /// A directory with a root file system; what `docker save`, `podman save` or skopeo write (Docker and OCI archives, OCI layouts);
-    /// a root file system in a tar archive; an ext4, squashfs or erofs image. It is never written to: what the command writes
-    /// is gone with the VM. Images become a file once, in $XDG_CACHE_HOME/ampoule.
+    /// a root file system in a tar archive; an ext4, squashfs or erofs image. What is no file or directory, and does not look
+    /// like one (/…, ./…, ../…, ….tar and so on), is an image's name as docker has it: debian:12, quay.io/a/b@sha256:…. It is never
+    /// written to: what the command writes is gone with the VM. Images become a file once, in $XDG_CACHE_HOME/ampoule;
+    /// `ampoule image` shows and removes them.
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Option<PathBuf>,
     /// The command and its arguments, instead of those that the image names
@@ -56,6 +59,11 @@ pub(crate) struct CommandArgs {
     /// Which image of an archive with several: a tag, or the whole name
     #[arg(long, value_name = "NAME", help_heading = COMMAND)]
     pub(crate) image_name: Option<String>,
+    /// When a registry is asked for an image
+    #[arg(long, value_name = "WHEN", help_heading = REGISTRY, value_enum, default_value_t)]
+    pub(crate) pull: PullPolicy,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
     /// The most that an image may unpack to [default: 16G]
     #[arg(long, value_name = "SIZE", help_heading = COMMAND)]
     pub(crate) max_image_size: Option<MemorySize>,

@@ -10,7 +10,8 @@ mod flags;
 mod job;
 mod network;
 mod overlay;
-mod progress;
+pub(crate) mod progress;
+pub(crate) mod registry;
 mod remote;
 
 use std::io::{self, IsTerminal, Read};
@@ -39,6 +40,7 @@ use args::CommandArgs;
 pub(crate) use flags::check;
 use network::{publish, usual_network};
 use progress::Bar;
+use registry::{Meaning, Pulling};
 use remote::Remotes;
 
 /// The host's port that the init connects to.
@@ -137,8 +139,20 @@ pub(crate) fn run(
 }
 
 /// The image's file, made if need be.
-fn image(path: &Path, arguments: &CommandArgs) -> Result<Image, Failure> {
+fn image(image: &Path, arguments: &CommandArgs) -> Result<Image, Failure> {
     let failed = |err: ampoule_store::Error| Failure::from_error(&err, err.remedy());
+    let path = match registry::meaning(image.as_os_str())? {
+        Meaning::Path(path) => path,
+        Meaning::Registry(reference) => {
+            let pulling = Pulling {
+                registry: &arguments.registry,
+                max_image_size: arguments.max_image_size,
+                quiet: arguments.quiet,
+            };
+            return registry::image(&reference, arguments.pull, &pulling)
+                .map_err(|failure| registry::with_both_readings(failure, image.as_os_str()));
+        }
+    };
     let source = Source::open(path, arguments.image_name.as_deref()).map_err(failed)?;
     let store = Store::open_default().map_err(failed)?;
     let mut limits = Limits::default();

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The bar of an image in the making.
-pub(super) struct Bar {
+pub(crate) struct Bar {
     bar: Option<ProgressBar>,
     start: Instant,
     is_wanted: bool,
@@ -18,7 +18,7 @@ pub(super) struct Bar {
 
 impl Bar {
     /// A bar that is not there yet; one that never is, where nobody wants or sees it.
-    pub(super) fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         Self {
             bar: None,
             start: Instant::now(),
@@ -27,18 +27,20 @@ impl Bar {
     }
 
     /// So far it is.
-    pub(super) fn show(&mut self, progress: Progress) {
+    pub(crate) fn show(&mut self, progress: Progress) {
         if !self.is_wanted || self.start.elapsed() < PATIENCE {
             return;
         }
         let bar = self.bar.get_or_insert_with(|| {
-            let template = "{msg:8} {wide_bar} {bytes}/{total_bytes}";
+            let template = "{msg:9} {wide_bar} {bytes}/{total_bytes}";
             let style = ProgressStyle::with_template(template);
             ProgressBar::no_length()
                 .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         bar.set_message(match progress.phase {
             Phase::Waiting => "waiting",
+            Phase::Fetching => "fetching",
+            Phase::Unpacking => "unpacking",
             Phase::Reading => "reading",
             _ => "writing",
         });
@@ -49,7 +51,7 @@ impl Bar {
     }
 
     /// It is done, or has failed.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
