@@ -124,7 +124,15 @@ impl<R: Read> ArchiveReader<R> {
 
     /// The next header, `None` at a block of zeros or the end.
     fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
-        (self.skip)(&mut self.inner, self.remaining + self.padding)?;
+        (self.skip)(&mut self.inner, self.remaining)?;
+        match (self.skip)(&mut self.inner, self.padding) {
+            // `umoci insert` leaves the padding away together with the end.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !self.needs_end => {
+                (self.remaining, self.padding) = (0, 0);
+                return Ok(None);
+            }
+            skipped => skipped?,
+        }
         self.position += self.remaining + self.padding;
         (self.remaining, self.padding) = (0, 0);
         let mut block = [0; BLOCK as usize];

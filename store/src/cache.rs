@@ -267,7 +267,11 @@ impl Store {
             let _lock = self.lock(&digest, true, progress)?;
             if self.description(&digest).is_none() {
                 was_cached = false;
-                self.make(source, digest, limits, progress)?;
+                if let Err(error) = self.make(source, digest, limits, progress) {
+                    // Last, and while it is held.
+                    let _ = remove(&self.path(&digest, "lock"));
+                    return Err(error);
+                }
             }
         }
     }

@@ -18,6 +18,10 @@ use libtest_mimic::{Arguments, Trial};
 /// What a test needs of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
+    /// Nothing.
+    Nothing,
+    /// Debian's docker-registry, skopeo and umoci.
+    Registry,
     /// A `/dev/kvm` that opens, of any kind.
     Kvm,
     /// A KVM that can run Linux, and Debian's kernels in the folder that [`KERNELS`] names.
@@ -152,6 +156,16 @@ fn heed_signals() {
 
 /// What is missing of `needs` on this machine, in a few words.
 fn missing(needs: Needs, ampoule: &Path) -> Option<String> {
+    if needs == Needs::Nothing {
+        return None;
+    }
+    if needs == Needs::Registry {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let is_there = |name: &&str| env::split_paths(&path).any(|it| it.join(name).is_file());
+        let programs = ["docker-registry", "skopeo", "umoci"];
+        let missing = programs.into_iter().find(|name| !is_there(name))?;
+        return Some(format!("{missing} is not installed"));
+    }
     if let Err(error) = std::fs::File::options()
         .read(true)
         .write(true)

@@ -12,10 +12,10 @@ mod driver;
 mod hostile;
 #[path = "registry/place.rs"]
 mod place;
-#[path = "registry/server.rs"]
-mod server;
 #[path = "registry/pull.rs"]
 mod pull;
+#[path = "registry/server.rs"]
+mod server;
 
 use std::process::ExitCode;
 

@@ -18,6 +18,7 @@ use crate::say;
 /// The Debian packages of these programs, and of those that tests run on the host.
 pub(crate) const PACKAGES: &[&str] = &[
     "dmsetup",
+    "docker-registry",
     "e2fsprogs",
     "erofs-utils",
     "ethtool",

@@ -1,6 +1,7 @@
 //! A registry that breaks every rule: each time a clear error, and nothing left in the cache.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use ampoule_store::Digest;
 
@@ -71,11 +72,17 @@ pub(crate) fn what_is_not_what_its_digest_says_is_refused() {
     }
     // A layer as its manifest has it, that is not the one of the configuration.
     let mut other = image();
-    let text = other.text().replace(&descriptor(&layer("noise", &noise(100_000))), &descriptor(&wrong));
+    let text = other.text().replace(
+        &descriptor(&layer("noise", &noise(100_000))),
+        &descriptor(&wrong),
+    );
     other.blob(&wrong);
     other.manifest("v1", text.as_bytes());
     let error = refused(&other, |_| None);
-    assert!(error.contains("layer 2 of 2, unpacked, has the digest"), "{error}");
+    assert!(
+        error.contains("layer 2 of 2, unpacked, has the digest"),
+        "{error}"
+    );
     // A manifest that is not what the registry, or the name, says.
     let claimed = Digest::of(b"").to_string();
     let reply = Reply::whole(image().text()).header("docker-content-digest", &claimed);
@@ -92,22 +99,42 @@ pub(crate) fn lies_about_sizes_are_refused() {
     let bytes = layer("noise", &noise(100_000));
     let longer = [&bytes[..], b"more"].concat();
     let error = refused_layer(Reply::whole(longer.clone()));
-    assert!(error.contains(&format!("the registry has {} bytes of it", longer.len())), "{error}");
+    assert!(
+        error.contains(&format!("the registry has {} bytes of it", longer.len())),
+        "{error}"
+    );
     let error = refused_layer(Reply::whole(&bytes[..5000]));
-    assert!(error.contains("the registry has 5000 bytes of it"), "{error}");
+    assert!(
+        error.contains("the registry has 5000 bytes of it"),
+        "{error}"
+    );
     // One that says the right length, and has not so much, however often it is asked.
-    let error = refused_layer(Reply::new(200, Body::Lie(bytes[..5000].to_vec(), bytes.len() as u64)));
-    assert!(error.contains("the connection to the registry has failed"), "{error}");
+    let error = refused_layer(Reply::new(
+        200,
+        Body::Lie(bytes[..5000].to_vec(), bytes.len() as u64),
+    ));
+    assert!(
+        error.contains("the connection to the registry has failed"),
+        "{error}"
+    );
     // A manifest that says another size.
     let right = descriptor(&bytes);
     let digest = second();
     for size in [bytes.len() - 1, bytes.len() + 1] {
-        let text = image().text().replace(&right, &format!(r#""digest":"{digest}","size":{size}"#));
+        let text = image()
+            .text()
+            .replace(&right, &format!(r#""digest":"{digest}","size":{size}"#));
         let error = refused_text(&text);
-        assert!(error.contains(&format!("bytes of it, not {size}")), "{error}");
+        assert!(
+            error.contains(&format!("bytes of it, not {size}")),
+            "{error}"
+        );
     }
     // More than there may be, before any of it is fetched.
-    let text = image().text().replace(&right, &format!(r#""digest":"{digest}","size":{}"#, 1u64 << 60));
+    let text = image().text().replace(
+        &right,
+        &format!(r#""digest":"{digest}","size":{}"#, 1u64 << 60),
+    );
     assert!(refused_text(&text).contains("--max-image-size"));
     let server = Server::start(&image(), |_| None);
     let small = ["--max-image-size", "64K", &server.name("a/b:v1")];
@@ -119,10 +146,16 @@ pub(crate) fn lies_about_sizes_are_refused() {
 pub(crate) fn what_has_no_end_is_cut_off() {
     let error = refused_layer(Reply::new(200, Body::Endless(7)));
     let size = layer("noise", &noise(100_000)).len();
-    assert!(error.contains(&format!("it has more than {size} bytes")), "{error}");
+    assert!(
+        error.contains(&format!("it has more than {size} bytes")),
+        "{error}"
+    );
     for body in [Body::Endless(b' '), Body::Lie(Vec::new(), 5 << 20)] {
         let error = refused_manifest(Reply::new(200, body));
-        assert!(error.contains("the registry's answer has more than 4194304 bytes"), "{error}");
+        assert!(
+            error.contains("the registry's answer has more than 4194304 bytes"),
+            "{error}"
+        );
     }
     // What explains an error, of a manifest and of a layer.
     let error = refused_manifest(Reply::new(404, Body::Endless(b' ')));
@@ -147,7 +180,10 @@ pub(crate) fn what_has_no_end_is_cut_off() {
 pub(crate) fn what_is_no_manifest_is_refused() {
     for text in ["", "{", "[]", "<html>", &"[".repeat(100_000)] {
         let error = refused_text(text);
-        assert!(error.contains("cannot read the manifest of the image"), "{error}");
+        assert!(
+            error.contains("cannot read the manifest of the image"),
+            "{error}"
+        );
     }
     let index = format!(
         r#"{{"manifests":[{{{},"platform":{{"os":"linux","architecture":"s390x"}}}}]}}"#,
@@ -161,7 +197,10 @@ pub(crate) fn what_is_no_manifest_is_refused() {
     let error = Place::new().refused(&[&server.name("a/b:v1")]);
     assert!(error.contains("leads to indexes only"), "{error}");
     let layers = vec![format!("{{{}}}", descriptor(b"x")); 513].join(",");
-    let text = format!(r#"{{"config":{{{}}},"layers":[{layers}]}}"#, descriptor(b"x"));
+    let text = format!(
+        r#"{{"config":{{{}}},"layers":[{layers}]}}"#,
+        descriptor(b"x")
+    );
     assert!(refused_text(&text).contains("too many layers"));
     let old = r#"{"schemaVersion":1,"name":"a/b","fsLayers":[]}"#;
     assert!(refused_text(old).contains("no longer in use"));
@@ -172,13 +211,18 @@ pub(crate) fn what_is_no_manifest_is_refused() {
     let error = refused_manifest(Reply::new(404, Body::Whole(Vec::new())));
     assert!(error.contains("the registry has none"), "{error}");
     let error = refused_manifest(Reply::new(403, Body::Whole(Vec::new())));
-    assert!(error.contains("the registry refuses it") && error.contains("docker login"), "{error}");
+    assert!(
+        error.contains("the registry refuses it") && error.contains("docker login"),
+        "{error}"
+    );
 }
 
 /// Each index names the next one.
 fn endless_indexes() -> impl Fn(&Request) -> Option<Reply> {
     let index = |inner: &str| {
-        format!(r#"{{"manifests":[{{{inner},"platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#)
+        format!(
+            r#"{{"manifests":[{{{inner},"platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#
+        )
     };
     let mut indexes = vec![index(&descriptor(b"x"))];
     for at in 0..20 {
@@ -205,7 +249,10 @@ pub(crate) fn silence_and_dripping_end() {
             });
             // The body of the first answer is not looked at, and the connection made anew.
             let slow = ["says nothing", "too long", "too slow", "silence"];
-            assert!(slow.iter().any(|it| error.contains(it)), "{place} {body:?}: {error}");
+            assert!(
+                slow.iter().any(|it| error.contains(it)),
+                "{place} {body:?}: {error}"
+            );
             if place == "/v2/" {
                 break;
             }
@@ -223,7 +270,10 @@ pub(crate) fn redirects_in_a_circle_end() {
             let reply = Reply::new(307, Body::Whole(Vec::new()));
             is_meant.then(|| reply.header("location", &request.path))
         });
-        assert!(error.contains("the registry leads in a circle"), "{place}: {error}");
+        assert!(
+            error.contains("the registry leads in a circle"),
+            "{place}: {error}"
+        );
     }
 }
 
@@ -233,14 +283,15 @@ pub(crate) fn a_failing_registry_is_asked_again_but_not_for_ever() {
     let error = refused_layer(Reply::new(429, Body::Whole(Vec::new())));
     assert!(error.contains("asked too often"), "{error}");
     // One that recovers is put up with.
-    let count = AtomicUsize::new(0);
-    let server = Server::start(&image(), move |_| {
-        let is_third = count.fetch_add(1, Ordering::Relaxed) % 3 == 2;
-        (!is_third).then(|| Reply::new(500, Body::Whole(Vec::new())))
+    let asked = Mutex::<BTreeMap<String, u32>>::default();
+    let server = Server::start(&image(), move |request| {
+        let mut asked = asked.lock().unwrap();
+        let count = asked.entry(request.path.clone()).or_default();
+        *count += 1;
+        (*count < 3).then(|| Reply::new(500, Body::Whole(Vec::new())))
     });
     let place = Place::new();
     let end = place.run(&["image", "pull", &server.name("a/b:v1")]);
-    // Of the first request only its challenge matters.
     end.expect_code(0).expect_silence();
     assert_eq!(place.list().len(), 1);
 }
@@ -255,7 +306,10 @@ pub(crate) fn words_for_a_terminal_are_taken_away() {
         refused_layer(Reply::new(404, Body::Whole(words.into()))),
     ] {
         assert!(error.contains("]0;owned x"), "{error}");
-        assert!(!error.contains('\u{1b}') && !error.contains('\u{7}'), "{error:?}");
+        assert!(
+            !error.contains('\u{1b}') && !error.contains('\u{7}'),
+            "{error:?}"
+        );
         assert!(error.len() < 800, "{}", error.len());
     }
 }

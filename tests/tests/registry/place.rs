@@ -60,8 +60,22 @@ impl Place {
         let end = self.run(&[&pull, arguments].concat()).expect_code(125);
         assert_eq!(end.text(), "");
         let lines = end.errors.lines().count();
-        assert!(end.errors.starts_with("error: ") && lines <= 2, "{}", end.errors);
+        assert!(
+            end.errors.starts_with("error: ") && lines <= 2,
+            "{}",
+            end.errors
+        );
         assert_eq!(self.files(), Vec::<PathBuf>::new(), "{}", end.errors);
+        end.errors
+    }
+
+    /// The same where other images were.
+    #[track_caller]
+    pub(crate) fn refused_with_locks(&self, arguments: &[&str]) -> String {
+        let before = self.files();
+        let end = self.run(&[&["image", "pull"], arguments].concat());
+        let end = end.expect_code(125);
+        assert_eq!(self.files(), before);
         end.errors
     }
 
@@ -93,5 +107,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
 /// The text of a JSON value.
 #[track_caller]
 pub(crate) fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("{value} is no text"))
 }

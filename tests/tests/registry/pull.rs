@@ -14,7 +14,9 @@ use crate::server::{Body, Image, Reply, Server, layer, noise};
 
 pub(crate) fn what_image_means_is_said_where_it_is_nothing() {
     let place = Place::new();
-    let end = place.run(&["run", "No Such", "--", "true"]).expect_code(125);
+    let end = place
+        .run(&["run", "No Such", "--", "true"])
+        .expect_code(125);
     let both = "\"No Such\" is neither a file or directory nor an image's name in a registry";
     end.expect_error(both);
     // What looks like a path is one.
@@ -28,7 +30,9 @@ pub(crate) fn what_image_means_is_said_where_it_is_nothing() {
     end.expect_error("ampoule image pull debian:12")
         .expect_error("no file or directory is called \"debian:12\"");
     // Nobody listens there.
-    let end = place.run(&["run", "127.0.0.1:1/a", "--", "true"]).expect_code(125);
+    let end = place
+        .run(&["run", "127.0.0.1:1/a", "--", "true"])
+        .expect_code(125);
     let end = end.expect_error("cannot pull 127.0.0.1:1/a:latest: ");
     end.expect_error("connection refused")
         .expect_error("no file or directory is called");
@@ -76,15 +80,26 @@ pub(crate) fn a_pull_that_is_killed_goes_on_where_it_was() {
     }
     go.store(true, Ordering::Relaxed);
     let said = place.image(&["pull", &name]);
-    assert!(said.starts_with(&format!("{name} is here: sha256:")), "{said}");
+    assert!(
+        said.starts_with(&format!("{name} is here: sha256:")),
+        "{said}"
+    );
     let asked = server.asked();
     let range = format!("bytes={half}-");
     let resumed = |path: &str| path.ends_with(&large.to_string());
-    let last = asked.iter().rfind(|request| resumed(&request.path)).unwrap();
+    let last = asked
+        .iter()
+        .rfind(|request| resumed(&request.path))
+        .unwrap();
     assert_eq!(last.headers.get("range"), Some(&range));
     let files = place.files();
     let is_left_over = |text: &str| text.contains(".part") || text.contains("/pulls/");
-    assert!(!files.iter().any(|path| is_left_over(&path.display().to_string())), "{files:?}");
+    assert!(
+        !files
+            .iter()
+            .any(|path| is_left_over(&path.display().to_string())),
+        "{files:?}"
+    );
     // A part that is not what it should be is no reason to fail, and what nobody goes on with is pruned.
     let other = Place::new();
     go.store(false, Ordering::Relaxed);
@@ -93,7 +108,9 @@ pub(crate) fn a_pull_that_is_killed_goes_on_where_it_was() {
     vm.signal(libc::SIGKILL);
     vm.end().expect_signal(libc::SIGKILL);
     let files = other.files();
-    let part = files.iter().find(|path| path.extension().is_some_and(|it| it == "part"));
+    let part = files
+        .iter()
+        .find(|path| path.extension().is_some_and(|it| it == "part"));
     std::fs::write(part.unwrap(), vec![0; half]).unwrap();
     go.store(true, Ordering::Relaxed);
     other.image(&["pull", &name]);
@@ -150,7 +167,8 @@ pub(crate) fn a_token_is_asked_for_where_the_registry_wants_one() {
     let server = Server::start(&image, |request| {
         let bearer = request.headers.get("authorization");
         if request.path.starts_with("/token?") {
-            let is_ours = bearer.is_none() && request.path.contains("scope=repository%3Aa%2Fb%3Apull");
+            let is_ours =
+                bearer.is_none() && request.path.contains("scope=repository%3Aa%2Fb%3Apull");
             return Some(match is_ours {
                 true => Reply::whole(r#"{"token":"opaque"}"#),
                 false => Reply::new(400, Body::Whole(Vec::new())),

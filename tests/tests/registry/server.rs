@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -69,7 +69,6 @@ struct Shared {
     /// Goes before all else.
     answer: Box<Answer>,
     asked: Mutex<Vec<Request>>,
-    heard: Condvar,
 }
 
 /// The registry; it ends with its value.
@@ -91,7 +90,6 @@ impl Server {
             manifests: image.manifests.clone(),
             answer: Box::new(answer),
             asked: Mutex::default(),
-            heard: Condvar::new(),
         });
         let ours = shared.clone();
         thread::spawn(move || {
@@ -108,11 +106,6 @@ impl Server {
         Self { address, shared }
     }
 
-    /// Host and port.
-    pub(crate) fn address(&self) -> &str {
-        &self.address
-    }
-
     /// The name of an image in it.
     pub(crate) fn name(&self, rest: &str) -> String {
         format!("{}/{rest}", self.address)
@@ -123,20 +116,13 @@ impl Server {
         self.lock().clone()
     }
 
-    /// Waits until it is asked something like this.
-    pub(crate) fn wait_for(&self, what: impl Fn(&Request) -> bool) {
-        let asked = self.lock();
-        let waited = self.shared.heard.wait_timeout_while(asked, Duration::from_secs(60), |asked| {
-            !asked.iter().any(&what)
-        });
-        let (asked, result) = waited.unwrap_or_else(PoisonError::into_inner);
-        assert!(!result.timed_out(), "{asked:?}");
-    }
-
     /// How many times blobs were asked for.
     pub(crate) fn blobs_asked(&self) -> usize {
         let asked = self.asked();
-        asked.iter().filter(|it| it.path.contains("/blobs/")).count()
+        asked
+            .iter()
+            .filter(|it| it.path.contains("/blobs/"))
+            .count()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Request>> {
@@ -156,7 +142,6 @@ impl Drop for Server {
                 manifests: BTreeMap::new(),
                 answer: Box::new(|_| None),
                 asked: Mutex::default(),
-                heard: Condvar::new(),
             }),
         );
         drop(shared);
@@ -188,8 +173,9 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     };
     if !request.path.is_empty() {
         let asked = shared.asked.lock();
-        asked.unwrap_or_else(PoisonError::into_inner).push(request.clone());
-        shared.heard.notify_all();
+        asked
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(request.clone());
     }
     let reply = (shared.answer)(&request).unwrap_or_else(|| usual(&request, shared));
     write(stream, &request, reply)
@@ -290,7 +276,10 @@ pub(crate) fn descriptor(bytes: &[u8]) -> String {
 impl Image {
     /// One with these layers, tagged `v1`.
     pub(crate) fn new(layers: &[Vec<u8>]) -> Self {
-        let ids: Vec<_> = layers.iter().map(|it| format!("\"{}\"", Digest::of(it))).collect();
+        let ids: Vec<_> = layers
+            .iter()
+            .map(|it| format!("\"{}\"", Digest::of(it)))
+            .collect();
         let config = format!(
             r#"{{"architecture":"amd64","os":"linux","config":{{"Cmd":["/hello"],"Env":["A=b"],"User":"7"}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
             ids.join(",")
@@ -311,7 +300,8 @@ impl Image {
 
     /// Adds a blob; what describes it.
     pub(crate) fn blob(&mut self, bytes: &[u8]) -> String {
-        self.blobs.insert(Digest::of(bytes).to_string(), bytes.to_vec());
+        self.blobs
+            .insert(Digest::of(bytes).to_string(), bytes.to_vec());
         descriptor(bytes)
     }
 
@@ -334,6 +324,9 @@ pub(crate) fn layer(name: &str, content: &[u8]) -> Vec<u8> {
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::Regular);
     header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_size(content.len() as u64);
     archive.append_data(&mut header, name, content).unwrap();
     archive.into_inner().unwrap()

@@ -136,7 +136,7 @@ fn pull(args: &Args) -> Result<Answer, Fault> {
         }
     });
     bar.into_inner().finish();
-    found
+    found.map_err(|fault| fault.of(&format!("cannot pull {}", args.reference)))
 }
 
 /// Limits the address space; what the limit was.

@@ -130,9 +130,8 @@ impl Registry {
         }
     }
 
-    /// An error with the image's name, and what else a person may want to know.
+    /// An error with what else a person may want to know.
     fn explain(&self, fault: Fault) -> Fault {
-        let fault = fault.of(&format!("cannot pull {}", self.reference));
         match &self.note {
             Some(note) => fault.with_help(note.clone()),
             None => fault,
