@@ -259,6 +259,7 @@ impl Archive {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::os::unix::fs::MetadataExt;
     use std::thread;
 
     use super::*;
@@ -372,5 +373,26 @@ mod tests {
         fs::write(&new, "in work").unwrap();
         cached(folder.path(), &[], &[]).unwrap();
         assert!(!old.exists() && new.exists());
+    }
+
+    #[test]
+    fn what_was_not_used_for_long_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path();
+        assert_eq!(prune(&cache.join("none"), Duration::ZERO).unwrap(), 0);
+        let used = cached(cache, &[], &[]).unwrap();
+        let unused = cached(cache, &[], &[addition("x")]).unwrap();
+        let grow_old = |path: &Path, age| {
+            let file = File::open(path).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        };
+        grow_old(&used, 3 * STALE);
+        grow_old(&unused, 3 * STALE);
+        // A use counts.
+        cached(cache, &[], &[]).unwrap();
+        assert_eq!(prune(cache, 4 * STALE).unwrap(), 0);
+        let size = fs::metadata(&unused).unwrap().len();
+        assert_eq!(prune(cache, Duration::ZERO).unwrap(), size);
+        assert!(used.exists() && !unused.exists());
     }
 }

@@ -39,6 +39,9 @@ mod net;
 mod net_load;
 #[path = "linux/resolver.rs"]
 mod resolver;
+#[path = "registry/service.rs"]
+#[allow(dead_code, reason = "some of it is for others")]
+mod service;
 #[path = "linux/storage.rs"]
 mod storage;
 #[path = "linux/user.rs"]
@@ -80,7 +83,8 @@ fn main() -> ExitCode {
             a_terminal_has_a_size_and_its_keys_are_the_commands
             a_crash_and_a_deadline_are_told_apart
             several_at_once_and_after_a_kill
-            runs_leave_nothing_behind;
+            runs_leave_nothing_behind
+            an_image_of_a_registry_is_run_again_without_it;
         images:
             many_layers_are_one_tree
             what_an_image_says_is_run_or_refused;

@@ -300,3 +300,46 @@ fn documents_that_contradict_each_other_are_refused() {
     let layout = Tar::new().file("oci-layout", "{}").file("index.json", text);
     assert!(open(layout).starts_with("the image has no blobs/sha256/e3b0c442"));
 }
+
+#[test]
+fn an_archive_of_images_that_is_packed_as_a_whole_is_read_as_it_would_be_unpacked() {
+    let layers = || {
+        [
+            Layer::plain(Tar::new().file("a", "x").file("b", "y")),
+            Layer::plain(Tar::new().file(".wh.a", "").file("c", "z")),
+        ]
+    };
+    let bench = Bench::new();
+    let expected = bench.files(&bench.put("plain.tar", docker(&layers()).done()));
+    assert_eq!(names(&expected), ["b", "c"]);
+    for pack in [gzip, zstd] {
+        for archive in [docker(&layers()).done(), oci(&layers()).archive()] {
+            let bench = Bench::new();
+            let path = bench.put("image", pack(&archive));
+            let source = Source::open(&path, None).unwrap();
+            assert_eq!(source.kind(), SourceKind::PackedArchive);
+            assert_eq!(bench.files(&path), expected);
+            let image = bench.get(&path, None).unwrap();
+            assert!(image.was_cached());
+            assert_eq!(image.config().entrypoint, ["/init"]);
+            assert_eq!(bench.cached().len(), 3, "{:?}", bench.cached());
+        }
+    }
+    // One that is too large, one that is cut off, and one that only looks like an archive of images.
+    let packed = gzip(&docker(&layers()).done());
+    let bench = Bench::new();
+    let path = bench.put("image", &packed);
+    let source = Source::open(&path, None).unwrap();
+    let mut limits = ampoule_store::Limits::default();
+    limits.max_image_size = 4096;
+    let error = bench.store.get(&source, limits, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    let path = bench.put("cut", &packed[..packed.len() - 9]);
+    assert!(bench.get(&path, None).is_err());
+    assert_eq!(bench.cached(), [""; 0]);
+    let path = bench.put(
+        "root",
+        gzip(&Tar::new().file("manifest.json", "{}").file("a", "x").done()),
+    );
+    assert_eq!(names(&bench.files(&path)), ["a", "manifest.json"]);
+}

@@ -15,9 +15,10 @@ use std::time::Duration;
 use ampoule_tests::harness::{self, kernel};
 use tempfile::TempDir;
 
-use crate::driver::{End, Vm, finish, run};
+use crate::driver::{End, Vm, ampoule, finish, run};
 use crate::net_load::uplink;
 use crate::resolver::{Resolver, gateway};
+use crate::service;
 use crate::user::{User, another, user};
 
 /// What the tests' images are made of, and a cache of their own.
@@ -356,4 +357,57 @@ pub(crate) fn runs_leave_nothing_behind() {
 
 pub(crate) fn a_hundred_runs_leave_nothing_behind() {
     runs_that_leave_nothing(100, "command::a_hundred_runs_leave_nothing_behind");
+}
+
+/// An image of a registry is pulled once; then nobody is asked, and the registry may be gone.
+pub(crate) fn an_image_of_a_registry_is_run_again_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let layout = folder.path().join("layout");
+    let config = ["--config.cmd", "cat", "--config.cmd", "/etc/os-release"];
+    service::pack(&layout, "v1", &place().root, &config);
+    let registry = service::Registry::start("");
+    registry.push(&format!("oci:{}:v1", layout.display()), "a/b:v1", &[]);
+    let name = registry.name("a/b:v1");
+    let start = |options: &[&str]| {
+        let mut command = run(options);
+        let boot = place().root.with_file_name("6.1").join("boot/vmlinuz");
+        command
+            .args(["--net", "none", &name])
+            .env("XDG_CACHE_HOME", folder.path())
+            .env("AMPOULE_KERNEL", boot);
+        command
+    };
+    let end = finish(start(&[])).expect_code(0);
+    end.expect_silence().expect_output("ID=test");
+    drop(registry);
+    let mut vm = Vm::piped({
+        let mut command = start(&["-i"]);
+        command.args(["--", "sh", "-c", "echo ready; cat"]);
+        command
+    });
+    vm.expect("ready\n");
+    // What a VM runs from is not removed under it.
+    let image = |arguments: &[&str]| {
+        let mut command = Command::new(ampoule());
+        command.arg("image").args(arguments);
+        finish({
+            command.env("XDG_CACHE_HOME", folder.path());
+            command
+        })
+    };
+    image(&["rm", &name])
+        .expect_code(125)
+        .expect_error("is being used");
+    image(&["prune"])
+        .expect_code(0)
+        .expect_output("1 image is being used");
+    vm.signal(libc::SIGTERM);
+    vm.end().expect_code(143);
+    let end = finish(start(&["--pull", "always"])).expect_code(125);
+    end.expect_error("the registry cannot be reached");
+    image(&["rm", &name])
+        .expect_code(0)
+        .expect_output("removed sha256:");
+    let end = finish(start(&["--pull", "never"])).expect_code(125);
+    end.expect_error("is not in the cache");
 }

@@ -26,7 +26,14 @@ fn image(place: &Place, tag: &str, content: &str) {
         &layout(place),
         tag,
         &folder,
-        &["--config.cmd", "/bin/true", "--config.user", "7:8"],
+        &[
+            "--config.cmd",
+            "/bin/true",
+            "--config.env",
+            "A=b c",
+            "--config.user",
+            "7:8",
+        ],
     );
 }
 
