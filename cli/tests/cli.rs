@@ -65,6 +65,7 @@ fn help_reads_well() {
     let text = stdout(&output);
     for word in [
         "run",
+        "image",
         "doctor",
         "completions",
         "man",
@@ -83,6 +84,7 @@ fn help_reads_well() {
         "\nConfiguration:\n",
         "\nExamples:\n",
     ];
+    assert!(text.contains("\nRegistry:\n"), "{text}");
     let mut from = 0;
     for heading in headings {
         let at = text[from..].find(heading);
@@ -314,6 +316,7 @@ fn manual_pages_are_generated() {
     for (args, heading) in [
         (&["man"][..], ".TH ampoule 1"),
         (&["man", "run"], ".TH ampoule-run 1"),
+        (&["man", "image"], ".TH ampoule-image 1"),
         (&["man", "doctor"], ".TH ampoule-doctor 1"),
     ] {
         let output = ampoule(args);
