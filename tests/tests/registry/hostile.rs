@@ -164,7 +164,7 @@ pub(crate) fn what_has_no_end_is_cut_off() {
     let server = Server::start(&image(), move |request| {
         request.path.contains("/blobs/").then(|| endless.clone())
     });
-    Place::new().refused(&[&server.name("a/b:v1")]);
+    Place::new().refused_soon(&server.name("a/b:v1"));
     // A token: it takes no more time or memory than there is for it.
     let server = Server::start(&image(), |request| {
         if request.path.starts_with("/token") {
@@ -174,7 +174,7 @@ pub(crate) fn what_has_no_end_is_cut_off() {
         let challenge = format!(r#"Bearer realm="http://{host}/token",service="test""#);
         Some(Reply::new(401, Body::Whole(Vec::new())).header("www-authenticate", &challenge))
     });
-    Place::new().refused(&[&server.name("a/b:v1")]);
+    Place::new().refused_soon(&server.name("a/b:v1"));
 }
 
 pub(crate) fn what_is_no_manifest_is_refused() {
@@ -240,13 +240,14 @@ pub(crate) fn silence_and_dripping_end() {
     for place in ["/v2/", "/manifests/", "/blobs/"] {
         for body in [Body::Mute, Body::Silence(b"{".to_vec()), Body::Drip] {
             let reply = Reply::new(200, body.clone());
-            let error = refused(&image(), move |request| {
+            let server = Server::start(&image(), move |request| {
                 let is_meant = match place {
                     "/v2/" => request.path == place,
                     place => request.path.contains(place),
                 };
                 is_meant.then(|| reply.clone())
             });
+            let error = Place::new().refused_soon(&server.name("a/b:v1"));
             // The body of the first answer is not looked at, and the connection made anew.
             let slow = ["says nothing", "too long", "too slow", "silence"];
             assert!(

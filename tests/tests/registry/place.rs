@@ -56,8 +56,18 @@ impl Place {
     /// Pulls what cannot be pulled; the error. Nothing is left of it.
     #[track_caller]
     pub(crate) fn refused(&self, arguments: &[&str]) -> String {
-        let pull = ["image", "pull", "--registry-timeout", "500ms"];
-        let end = self.run(&[&pull, arguments].concat()).expect_code(125);
+        self.refused_with(&[&["image", "pull"], arguments].concat())
+    }
+
+    /// The same of a registry that would be waited for: not for long. Others are given the time that a busy machine may need.
+    #[track_caller]
+    pub(crate) fn refused_soon(&self, name: &str) -> String {
+        self.refused_with(&["image", "pull", "--registry-timeout", "500ms", name])
+    }
+
+    #[track_caller]
+    fn refused_with(&self, arguments: &[&str]) -> String {
+        let end = self.run(arguments).expect_code(125);
         assert_eq!(end.text(), "");
         let lines = end.errors.lines().count();
         assert!(
