@@ -368,13 +368,12 @@ pub(crate) fn an_image_of_a_registry_is_run_again_without_it() {
     let registry = service::Registry::start("");
     registry.push(&format!("oci:{}:v1", layout.display()), "a/b:v1", &[]);
     let name = registry.name("a/b:v1");
+    user().inspect(|user| user.owns(folder.path()));
     let start = |options: &[&str]| {
         let mut command = run(options);
-        let boot = place().root.with_file_name("6.1").join("boot/vmlinuz");
-        command
-            .args(["--net", "none", &name])
-            .env("XDG_CACHE_HOME", folder.path())
-            .env("AMPOULE_KERNEL", boot);
+        command.args(["--net", "none", &name]);
+        let mut command = as_users("6.1", command);
+        command.env("XDG_CACHE_HOME", folder.path());
         command
     };
     let end = finish(start(&[])).expect_code(0);
@@ -390,10 +389,9 @@ pub(crate) fn an_image_of_a_registry_is_run_again_without_it() {
     let image = |arguments: &[&str]| {
         let mut command = Command::new(ampoule());
         command.arg("image").args(arguments);
-        finish({
-            command.env("XDG_CACHE_HOME", folder.path());
-            command
-        })
+        let mut command = as_users("6.1", command);
+        command.env("XDG_CACHE_HOME", folder.path());
+        finish(command)
     };
     image(&["rm", &name])
         .expect_code(125)
