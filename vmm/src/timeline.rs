@@ -100,6 +100,27 @@ impl Timeline {
         self.mark(MarkSource::Guest, name.into());
     }
 
+    /// Marks something that the guest is known to have done then, between the marks of what came before and after it. A time before
+    /// the origin counts as the origin, one in the future as now.
+    pub fn guest_at(&self, at: Instant, name: impl Into<Cow<'static, str>>) {
+        let now = self.origin.elapsed();
+        let since = at.saturating_duration_since(self.origin).min(now);
+        let at_us = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+        let name = name.into();
+        self.add(|marks| {
+            let place = marks.partition_point(|mark| mark.at_us <= at_us);
+            let source = MarkSource::Guest;
+            marks.insert(
+                place,
+                Mark {
+                    at_us,
+                    source,
+                    name,
+                },
+            );
+        });
+    }
+
     /// The marks so far.
     pub fn marks(&self) -> Vec<Mark> {
         self.marks
@@ -114,6 +135,18 @@ impl Timeline {
     }
 
     fn mark(&self, source: MarkSource, name: Cow<'static, str>) {
+        self.add(|marks| {
+            // Taken under the lock, so that the order of the marks is that of their times.
+            let at_us = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
+            marks.push(Mark {
+                at_us,
+                source,
+                name,
+            });
+        });
+    }
+
+    fn add(&self, add: impl FnOnce(&mut Vec<Mark>)) {
         let mut marks = self
             .marks
             .lock()
@@ -122,13 +155,7 @@ impl Timeline {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        // Taken under the lock, so that the order of the marks is that of their times.
-        let at_us = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
-        marks.push(Mark {
-            at_us,
-            source,
-            name,
-        });
+        add(&mut marks);
     }
 }
 
@@ -163,6 +190,23 @@ mod tests {
             marks[0].at_us > 0,
             "a process uses more than a microsecond before main"
         );
+    }
+
+    #[test]
+    fn what_is_heard_of_later_is_put_where_it_belongs() {
+        let now = Instant::now();
+        let ago = |seconds| now.checked_sub(Duration::from_secs(seconds)).unwrap();
+        let timeline = Timeline::with_origin(ago(10));
+        timeline.host("after");
+        timeline.guest_at(ago(4), "between");
+        timeline.guest_at(ago(5), "before");
+        timeline.guest_at(ago(20), "first");
+        timeline.guest_at(now + Duration::from_secs(3600), "last");
+        let marks = timeline.marks();
+        let names: Vec<&str> = marks.iter().map(|it| &*it.name).collect();
+        assert_eq!(names, ["first", "before", "between", "after", "last"]);
+        assert!(marks.is_sorted_by_key(|it| it.at_us));
+        assert_eq!(marks[0].at_us, 0);
     }
 
     #[test]
