@@ -48,6 +48,7 @@ Examples:
   ampoule run -it -p 8080:80 rootfs/ -- /bin/sh
   ampoule run --copy src:/src --copy-out /src/out:. debian.tar -- make -C /src
   ampoule run --file ./hello -- hello world
+  ampoule run --disk debian.ext4
   ampoule run --kernel /boot/vmlinuz-$(uname -r) --initrd initramfs.cpio.gz
   ampoule run --kernel vmlinux --memory 2G --cpus 4 --append quiet
   ampoule run --kernel vmlinuz --initrd test.cpio --serial file:console.log --timeout 60s
@@ -176,16 +177,18 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "KIND", help_heading = MACHINE, value_parser = backing_parser())]
     memory_backing: Option<MemoryBacking>,
 
-    /// A disk, as path=IMAGE with more keys after commas; several times for several disks
+    /// A disk, as IMAGE with more keys after commas; several times for several disks
     ///
-    /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Keys: path; readonly; size=SIZE creates an image where
+    /// The guest sees them as /dev/vda, /dev/vdb and so on, in this order. Without --initrd and without root= for the kernel it boots the
+    /// distribution that is on the first: a root file system (ext4, xfs, btrfs, erofs, squashfs) on the whole disk or in a partition,
+    /// by a kernel of this host's. Keys: path, as which the first word counts; readonly; size=SIZE creates an image where
     /// there is none; format=raw|qcow2, raw whatever it holds unless it says; backing=allow lets a qcow2 image name other files;
     /// engine=sync|io_uring, what moves the data, else the one that measures best; direct goes past the host's page cache;
     /// cache=writeback|writethrough|unsafe, when data is safe: after a flush, when written, some time; iops=N and bandwidth=SIZE, the
     /// most requests and bytes in a second, with iops-burst=N and bandwidth-burst=SIZE at once after a rest; serial=TEXT; id=NAME,
     /// for messages; queues=N; poll=20us, how long to watch a busy disk for its next request; lock=off to share a disk at one's own
     /// risk. A comma in a value is doubled. SIGUSR2 has all images' sizes looked at again, and the guest told of what has grown.
-    #[arg(long, value_name = "path=IMAGE,…", help_heading = DEVICES, value_parser = disk_arg::parse)]
+    #[arg(long, value_name = "IMAGE,…", help_heading = DEVICES, value_parser = disk_arg::parse)]
     disk: Vec<DiskConfig>,
     /// A network interface, as user, tap=NAME or fd=N with more keys after commas; several times for several interfaces
     ///

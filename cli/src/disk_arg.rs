@@ -1,6 +1,4 @@
-//! `--disk path=root.img,readonly`: a list of keys, as a disk's configuration has them, in one argument.
-
-use std::path::Path;
+//! `--disk root.img,readonly`: a path, and a list of keys, as a disk's configuration has them, in one argument.
 
 use ampoule_vmm::config::{
     BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat, MemorySize,
@@ -31,8 +29,13 @@ const KEYS: [&str; 17] = [
 /// Reads the argument.
 pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
     let mut disk = DiskConfig::new("");
+    let mut is_first = true;
     each(text, |key, value| {
+        let is_first = std::mem::take(&mut is_first);
         match key {
+            "path" if !disk.path.as_os_str().is_empty() => {
+                return Err("the path is there twice".into());
+            }
             "path" => disk.path = needed(key, value)?.into(),
             "format" => disk.format = format(needed(key, value)?)?,
             "backing" => disk.backing = backing(needed(key, value)?)?,
@@ -50,11 +53,8 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
             "poll" => disk.poll = typed(key, value)?,
             "lock" => disk.lock = switch(key, value)?,
             "size" => disk.size = Some(typed::<MemorySize>(key, value)?),
-            _ if !key.is_empty() && Path::new(key).exists() => {
-                return Err(format!(
-                    "\"{key}\" is not a key of a disk; did you mean path={key}?"
-                ));
-            }
+            // The first may be the path alone.
+            _ if is_first && !key.is_empty() && value.is_none() => disk.path = key.into(),
             _ => return Err(unknown(key, "a disk", &KEYS)),
         }
         Ok(())
@@ -129,6 +129,8 @@ mod tests {
         };
         assert_eq!(disk, expected);
         assert_eq!(parse("path=x").unwrap(), DiskConfig::new("x"));
+        assert_eq!(parse("a,,b.img").unwrap(), DiskConfig::new("a,b.img"));
+        assert!(parse("x,readonly").unwrap().readonly);
     }
 
     #[test]
@@ -140,7 +142,9 @@ mod tests {
             ("path=a,path=b", "twice"),
             ("path=a,redonly", "did you mean readonly?"),
             ("path=a,wibble=1", "known are path"),
-            ("/", "did you mean path=/?"),
+            ("wibble=1", "known are path"),
+            ("readonly,wibble", "known are path"),
+            ("a,path=b", "twice"),
             ("path=a,lock=maybe", "on or off"),
             ("path=a,format=vmdk", "raw or qcow2"),
             ("path=a,backing=maybe", "deny or allow"),

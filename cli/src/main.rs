@@ -7,6 +7,8 @@
 
 mod args;
 #[cfg(feature = "image")]
+mod boot_disk;
+#[cfg(feature = "image")]
 mod command;
 mod config_file;
 mod disk_arg;

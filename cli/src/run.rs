@@ -9,8 +9,6 @@ use ampoule_vmm::console::{ConsoleEnds, FdSink};
 use ampoule_vmm::{ExitReason, GuestPanic, Timeline, Vm, VmBuilder};
 
 use crate::args::{RunArgs, RunConfig};
-#[cfg(feature = "image")]
-use crate::command;
 use crate::metrics::MetricsSink;
 use crate::records::Records;
 use crate::report::{self, Failure};
@@ -18,6 +16,8 @@ use crate::signals::{FirstSignal, SignalSet, Signals, Wanted};
 use crate::terminal::input::{self, QuitAsked};
 use crate::terminal::{self, RawMode};
 use crate::{EXIT_FAILURE, config_file, folders::with_caches, footprint::Trim, limits};
+#[cfg(feature = "image")]
+use crate::{boot_disk, command};
 
 /// The guest ran for longer than `--timeout`.
 pub(crate) const EXIT_TIMEOUT: u8 = 124;
@@ -48,9 +48,16 @@ pub(crate) fn run(args: RunArgs, timeline: Timeline) -> Result<u8, Failure> {
     }
     config.vm.serial = Some(serial(&config.vm));
     if print_config {
+        #[cfg(feature = "image")]
+        // What cannot be completed is a template, or for another host.
+        let _ = boot_disk::complete(&mut config.vm);
         return print(config);
     }
     let records = Records::open(&config)?;
+    #[cfg(feature = "image")]
+    if boot_disk::complete(&mut config.vm)? {
+        timeline.host("initramfs");
+    }
     let prepared = Prepared::new(config.vm, timeline, records.metrics())?;
     let handle = prepared.vm.handle();
     let ending = prepared.run()?;

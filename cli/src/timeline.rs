@@ -87,9 +87,10 @@ fn cannot_write(path: &Path, err: &std::io::Error) -> Failure {
     ))
 }
 
-/// A line for each mark: when, how long after the one before, who, what.
+/// A line for each mark: when, how long after the one before, which share of all that is, who, what.
 fn table(marks: &[Mark], dropped: u64) -> String {
-    let mut text = String::from("  time (ms)    step (ms)  who    what\n");
+    let mut text = String::from("  time (ms)    step (ms)   share  who    what\n");
+    let whole = marks.last().map_or(0, |mark| mark.at_us).max(1);
     let mut before = 0;
     for mark in marks {
         let who = match mark.source {
@@ -99,9 +100,10 @@ fn table(marks: &[Mark], dropped: u64) -> String {
         let step = mark.at_us.saturating_sub(before);
         let _ = writeln!(
             text,
-            "{}  {}  {who:<5}  {}",
+            "{}  {}  {:>4.1} %  {who:<5}  {}",
             ms(mark.at_us),
             ms(step),
+            100.0 * step as f64 / whole as f64,
             mark.name
         );
         before = mark.at_us;
@@ -135,9 +137,9 @@ mod tests {
             mark(412, MarkSource::Host, "kvm-open"),
             mark(1_500_007, MarkSource::Guest, "first-serial-byte"),
         ];
-        let expected = "  time (ms)    step (ms)  who    what
-      0.412        0.412  host   kvm-open
-   1500.007     1499.595  guest  first-serial-byte
+        let expected = "  time (ms)    step (ms)   share  who    what
+      0.412        0.412   0.0 %  host   kvm-open
+   1500.007     1499.595  100.0 %  guest  first-serial-byte
 ";
         assert_eq!(table(&marks, 0), expected);
         assert!(table(&marks, 3).ends_with("3 more found no room\n"));

@@ -379,3 +379,99 @@ fn a_closed_pipe_ends_it_quietly() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(stderr(&output), "");
 }
+
+/// A kernel as a distribution installs it, with these modules built in.
+#[cfg(feature = "image")]
+fn kernel(directory: &Directory, built_in: &str) -> String {
+    fs::create_dir_all(directory.0.join("boot")).expect("a folder for the kernel");
+    let modules = directory.0.join("lib/modules/1.2-test");
+    fs::create_dir_all(&modules).expect("a folder for modules");
+    fs::write(modules.join("modules.builtin"), built_in).expect("a list of modules");
+    directory.file("boot/vmlinuz-1.2-test", "no kernel, in fact")
+}
+
+#[cfg(feature = "image")]
+#[test]
+fn a_disk_is_looked_at_before_a_guest_runs() {
+    let directory = Directory::new("boot-disk");
+    let built_in = "drivers/virtio/virtio_mmio.ko\ndrivers/block/virtio_blk.ko\nfs/ext4/ext4.ko\n";
+    let kernel = kernel(&directory, built_in);
+    let with = |at: usize, bytes: &[u8]| {
+        let mut disk = vec![0; 128 << 10];
+        disk[at..at + bytes.len()].copy_from_slice(bytes);
+        directory.file("disk", disk)
+    };
+    let said = |disk: &str| complaint(&["run", "--kernel", &kernel, "--disk", disk]);
+    for (at, bytes, what, help) in [
+        (0, &b""[..], "it is empty", "--initrd"),
+        (0, b"QFI\xfb", "it is a qcow2 image", "format=qcow2"),
+        (0, b"KDMV", "it is a VMDK image", "qemu-img convert"),
+        (0, b"\xfd7zXZ\0", "xz has packed", "unpack it"),
+        (0, b"LUKS\xba\xbe", "it is encrypted", "--initrd"),
+    ] {
+        let disk = with(at, bytes);
+        let text = said(&disk);
+        assert!(
+            text.contains("there is nothing to boot from on the disk"),
+            "{text}"
+        );
+        assert!(text.contains(what) && text.contains(help), "{text}");
+    }
+    let new = directory.0.join("new").display().to_string();
+    let text = said(&format!("{new},size=1M"));
+    assert!(text.contains("it is empty"), "{text}");
+    let disk = with(0, b"XFSB");
+    let text = said(&disk);
+    assert!(text.contains("has no driver xfs"), "{text}");
+    // Whoever says where the root is, or brings an initrd, knows.
+    let text = complaint(&[
+        "run",
+        "--kernel",
+        &kernel,
+        "--disk",
+        &disk,
+        "--append",
+        "root=/dev/vda",
+    ]);
+    assert!(!text.contains("xfs"), "{text}");
+}
+
+#[cfg(feature = "image")]
+#[test]
+fn a_disk_that_is_booted_from_is_part_of_the_configuration() {
+    let directory = Directory::new("boot-disk-config");
+    let built_in = "drivers/virtio/virtio_mmio.ko\ndrivers/block/virtio_blk.ko\nfs/ext4/ext4.ko\n";
+    let kernel = kernel(&directory, built_in);
+    let mut disk = vec![0; 128 << 10];
+    disk[1080..1082].copy_from_slice(b"\x53\xef");
+    let disk = directory.file("disk", disk);
+    let print = |kernel: &str, disk: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_ampoule"))
+            .args(["run", "--print-config", "--kernel", kernel, "--disk", disk])
+            .env("XDG_CACHE_HOME", directory.0.join("cache"))
+            .output()
+            .expect("the binary runs");
+        assert!(output.status.success(), "{output:?}");
+        stdout(&output)
+    };
+    let text = print(&kernel, &disk);
+    let made = fs::read_dir(directory.0.join("cache/ampoule/initramfs"));
+    let mut made = made.expect("a cache").flatten();
+    let made = made.find(|entry| entry.path().extension().is_some_and(|it| it == "cpio"));
+    let made = made.expect("an archive");
+    assert!(
+        text.contains(&format!("initrd = \"{}\"", made.path().display())),
+        "{text}"
+    );
+    // One whose drivers are all built in does it by itself.
+    let alone = directory.file("vmlinux", "none either");
+    let text = print(&alone, &disk);
+    assert!(
+        !text.contains("initrd") && text.contains("root=/dev/vda rw"),
+        "{text}"
+    );
+    let text = print(&alone, &format!("{disk},readonly"));
+    assert!(text.contains("root=/dev/vda ro"), "{text}");
+    let text = print(&alone, &directory.file("blank", [0; 4096]));
+    assert!(!text.contains("root="), "{text}");
+}

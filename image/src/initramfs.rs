@@ -19,7 +19,10 @@ use crate::INIT;
 use crate::kernel::{KernelError, Module};
 
 /// Changes with what is in an archive, when its parts do not.
-const LAYOUT: &[u8] = b"ampoule-initramfs-1";
+const LAYOUT: &[u8] = b"ampoule-initramfs-2";
+
+/// How often the same modules may be replaced while they are read.
+const ATTEMPTS: usize = 5;
 
 /// What begins the names of files that are not complete.
 const PARTIAL: &str = ".partial-";
@@ -43,6 +46,9 @@ pub enum InitramfsError {
         #[source]
         source: io::Error,
     },
+    /// Modules are replaced again and again.
+    #[error("the kernel's modules change while they are read")]
+    Changing,
     /// The cache cannot be written to.
     #[error("cannot keep an initramfs in \"{}\"", folder.display())]
     Cache {
@@ -65,35 +71,117 @@ pub struct Addition {
     pub content: Vec<u8>,
 }
 
+/// The modules of a distribution's guest, whose init of ours finds the root on the first disk.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct BootModules {
+    /// Those that are loaded in any case, in their order.
+    pub always: Vec<Module>,
+    /// Those of file systems, by their names for mount(2), each with what it needs: loaded where the root has that file system.
+    pub file_systems: Vec<(&'static str, Vec<Module>)>,
+}
+
+/// What is in an archive.
+#[derive(Clone, Copy, Default)]
+struct Parts<'a> {
+    modules: &'a [Module],
+    /// Where a disk is to be booted from.
+    file_systems: Option<&'a [(&'static str, Vec<Module>)]>,
+    additions: &'a [Addition],
+}
+
 /// The archive's bytes.
 ///
 /// # Errors
 /// A module cannot be read, or a part does not fit into the format.
 pub fn build(modules: &[Module], additions: &[Addition]) -> Result<Vec<u8>, InitramfsError> {
-    let mut archive = Archive::default();
-    for folder in ["dev", "modules", "proc", "sys"] {
-        archive.folder(folder)?;
+    let parts = Parts {
+        modules,
+        additions,
+        ..Parts::default()
+    };
+    parts.build()
+}
+
+impl Parts<'_> {
+    fn build(&self) -> Result<Vec<u8>, InitramfsError> {
+        let Self {
+            modules,
+            file_systems,
+            additions,
+        } = *self;
+        let mut archive = Archive::default();
+        for folder in ["dev", "modules", "proc", "sys"] {
+            archive.folder(folder)?;
+        }
+        // The kernel opens it for its first process.
+        archive.entry("dev/console", 0o020_600, (5, 1), &[])?;
+        archive.entry("init", 0o100_755, (0, 0), INIT)?;
+        archive.modules("list", modules)?;
+        if let Some(file_systems) = file_systems {
+            archive.entry("modules/boot", 0o100_644, (0, 0), &[])?;
+            for (name, modules) in file_systems {
+                archive.modules(&format!("{name}.list"), modules)?;
+            }
+        }
+        for addition in additions {
+            archive.add(addition)?;
+        }
+        archive.finish()
     }
-    // The kernel opens it for its first process.
-    archive.entry("dev/console", 0o020_600, (5, 1), &[])?;
-    archive.entry("init", 0o100_755, (0, 0), INIT)?;
-    let mut list = String::new();
-    for module in modules {
-        let name = format!("{}.ko", module.name);
-        archive.entry(
-            &format!("modules/{name}"),
-            0o100_644,
-            (0, 0),
-            &module.read()?,
-        )?;
-        list.push_str(&name);
-        list.push('\n');
+
+    /// What stands for the content, at the price of a look at each file: the names of all parts, and of modules the files' size and
+    /// times. Nobody but the kernel sets the time of a file's last change.
+    fn key(&self) -> Result<String, InitramfsError> {
+        let mut sum = Sha256::new();
+        let mut part = |name: &str, content: &[u8]| {
+            for bytes in [name.as_bytes(), content] {
+                sum.update((bytes.len() as u64).to_le_bytes());
+                sum.update(bytes);
+            }
+        };
+        part("", LAYOUT);
+        part("init", INIT);
+        for module in self.modules {
+            part(&module.name, &module.stamp()?);
+        }
+        for (name, modules) in self.file_systems.unwrap_or_default() {
+            part("file system", name.as_bytes());
+            for module in modules {
+                part(&module.name, &module.stamp()?);
+            }
+        }
+        part("boot", &[self.file_systems.is_some().into()]);
+        for it in self.additions {
+            part(&format!("{:o} {}", it.mode, it.name), &it.content);
+        }
+        Ok(text_of(sum))
     }
-    archive.entry("modules/list", 0o100_644, (0, 0), list.as_bytes())?;
-    for addition in additions {
-        archive.add(addition)?;
+
+    fn cached(&self, cache: &Path) -> Result<PathBuf, InitramfsError> {
+        let mut key = self.key()?;
+        for _ in 0..ATTEMPTS {
+            let path = cache.join(format!("{key}.cpio"));
+            // It is complete, or it would have another name.
+            // An old time of last use is no reason to fail.
+            if let Ok(file) = File::open(&path) {
+                let _ = file.set_modified(SystemTime::now());
+                return Ok(path);
+            }
+            let bytes = self.build()?;
+            // A module that was replaced meanwhile: the name would be wrong.
+            let now = self.key()?;
+            if now == key {
+                return keep(cache, &path, &bytes).map(|()| path).map_err(|source| {
+                    InitramfsError::Cache {
+                        folder: cache.to_owned(),
+                        source,
+                    }
+                });
+            }
+            key = now;
+        }
+        Err(InitramfsError::Changing)
     }
-    archive.finish()
 }
 
 /// The path of an archive of these parts in the cache, made if it is not there.
@@ -105,18 +193,25 @@ pub fn cached(
     modules: &[Module],
     additions: &[Addition],
 ) -> Result<PathBuf, InitramfsError> {
-    let path = cache.join(format!("{}.cpio", key(modules, additions)?));
-    // It is complete, or it would have another name. An old time of last use is no reason to fail.
-    if let Ok(file) = File::open(&path) {
-        let _ = file.set_modified(SystemTime::now());
-        return Ok(path);
-    }
-    let bytes = build(modules, additions)?;
-    keep(cache, &path, &bytes).map_err(|source| InitramfsError::Cache {
-        folder: cache.to_owned(),
-        source,
-    })?;
-    Ok(path)
+    let parts = Parts {
+        modules,
+        additions,
+        ..Parts::default()
+    };
+    parts.cached(cache)
+}
+
+/// The same for a guest that is a distribution's, on its first disk.
+///
+/// # Errors
+/// As [`cached`].
+pub fn cached_for_boot(cache: &Path, modules: &BootModules) -> Result<PathBuf, InitramfsError> {
+    let parts = Parts {
+        modules: &modules.always,
+        file_systems: Some(&modules.file_systems),
+        ..Parts::default()
+    };
+    parts.cached(cache)
 }
 
 /// Removes archives that were not used for so long, and files that processes left behind when they were killed. The bytes. One
@@ -144,28 +239,14 @@ pub fn prune(cache: &Path, unused_for: Duration) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// What is in an archive, in short.
-fn key(modules: &[Module], additions: &[Addition]) -> Result<String, InitramfsError> {
-    let mut sum = Sha256::new();
-    let mut part = |name: &str, content: &[u8]| {
-        for bytes in [name.as_bytes(), content] {
-            sum.update((bytes.len() as u64).to_le_bytes());
-            sum.update(bytes);
-        }
-    };
-    part("", LAYOUT);
-    part("init", INIT);
-    for module in modules {
-        part(&module.name, &module.packed()?);
-    }
-    for it in additions {
-        part(&format!("{:o} {}", it.mode, it.name), &it.content);
-    }
+/// A sum as the name of a file.
+pub(crate) fn text_of(sum: Sha256) -> String {
     let sum = sum.finalize();
-    Ok(sum.iter().map(|byte| format!("{byte:02x}")).collect())
+    sum.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn keep(cache: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Gives a file its name when it is complete.
+pub(crate) fn keep(cache: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(cache)?;
     remove_stale(cache);
     let mut file = Builder::new().prefix(PARTIAL).tempfile_in(cache)?;
@@ -193,6 +274,7 @@ fn remove_stale(cache: &Path) {
 struct Archive {
     bytes: Vec<u8>,
     folders: BTreeSet<String>,
+    modules: BTreeSet<String>,
     entries: u32,
 }
 
@@ -215,6 +297,22 @@ impl Archive {
             (0, 0),
             &addition.content,
         )
+    }
+
+    /// A list of modules, and those of them that are not there yet.
+    fn modules(&mut self, list: &str, modules: &[Module]) -> Result<(), InitramfsError> {
+        let mut names = String::new();
+        for module in modules {
+            let name = format!("{}.ko", module.name);
+            if self.modules.insert(name.clone()) {
+                let path = format!("modules/{name}");
+                self.entry(&path, 0o100_644, (0, 0), &module.read()?)?;
+            }
+            names.push_str(&name);
+            names.push('\n');
+        }
+        let path = format!("modules/{list}");
+        self.entry(&path, 0o100_644, (0, 0), names.as_bytes())
     }
 
     fn folder(&mut self, name: &str) -> Result<(), InitramfsError> {

@@ -15,6 +15,8 @@ pub mod overlay;
 pub mod program;
 pub mod session;
 
+#[path = "../init/disk_layout.rs"]
+pub mod disk_layout;
 #[path = "../init/job.rs"]
 pub mod job;
 #[path = "../init/protocol.rs"]

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::copy::{Copies, CopyError};
 use crate::job::Job;
+pub use crate::protocol::Started;
 use crate::protocol::{
     Decoder, Failure, Frame, MAX_JOB, MAX_PAYLOAD, Malformed, Receipt, Stream, VERSION, WINDOW,
     WindowSize,
@@ -102,15 +103,6 @@ pub struct Outcome {
     pub started: Option<Started>,
     /// What was to be copied out of the guest and is not there, or not whole, and why: a clause each.
     pub not_copied: Vec<String>,
-}
-
-/// Times by the guest's clock, in nanoseconds since its kernel's start.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Started {
-    /// The init's start.
-    pub init: u64,
-    /// The command's.
-    pub command: u64,
 }
 
 /// The caller's ends of the command's streams. They may be of any kind; their flags are left as they are.
@@ -460,8 +452,8 @@ impl<C: Read + Write + AsFd> Session<'_, C> {
                     self.notices.push(text_of(text));
                 }
                 Frame::Notice(_) => {}
-                Frame::Started { init, command } => {
-                    self.started = Some(Started { init, command });
+                Frame::Started(times) => {
+                    self.started = Some(times);
                 }
                 Frame::Exited(status) => self.end = Some(End::Exited(status)),
                 Frame::Killed(signal) => self.end = Some(End::Killed(signal)),

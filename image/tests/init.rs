@@ -12,7 +12,7 @@ use std::process::Command;
 use account::{Account, resolve};
 use ampoule_image::job::{CopyIn, Job, Mount, Network, Root};
 use ampoule_image::protocol::{
-    Decoder, Failure, Frame, MAX_PAYLOAD, Malformed, Receipt, Stream, WINDOW, WindowSize,
+    Decoder, Failure, Frame, MAX_PAYLOAD, Malformed, Receipt, Started, Stream, WINDOW, WindowSize,
 };
 use dhcp::{Lease, answer, message};
 
@@ -180,10 +180,15 @@ fn messages_are_the_same_on_the_other_side() {
             rows: 1,
             columns: 2000,
         }),
-        Frame::Started {
+        Frame::Started(Started {
             init: 1,
+            modules: 2,
+            connected: 3,
+            job: 4,
+            root: 5,
+            network: 6,
             command: u64::MAX,
-        },
+        }),
         Frame::Exited(42),
         Frame::Killed(11),
         Frame::Failed(Failure::NotFound, b"why"),

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use crate::sys::{self, Errno, Result};
+use crate::sys::{self, Errno, Fd, Result};
 use crate::{Context, Problem};
 
 /// Larger files of an image are not read: none that the init looks at is as large as that.
@@ -24,7 +24,11 @@ pub(crate) fn text(bytes: &[u8]) -> core::result::Result<CString, Problem> {
 
 /// A file's content.
 pub(crate) fn read(path: &CStr) -> Result<Vec<u8>> {
-    let file = sys::open(path, sys::READ | sys::NO_TERMINAL)?;
+    content(&sys::open(path, sys::READ | sys::NO_TERMINAL)?)
+}
+
+/// The rest of an open file's content.
+pub(crate) fn content(file: &Fd) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     let mut piece = [0; 4096];
     loop {

@@ -21,8 +21,8 @@ const KERNEL: [(&CStr, &CStr, usize, &CStr); 3] = [
     (c"sysfs", c"/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, c""),
 ];
 
-/// The kernel's file systems and the drivers; the host's port.
-pub(crate) fn prepare() -> u32 {
+/// The kernel's file systems and the drivers, of which some are still on their way.
+pub(crate) fn prepare() -> Loading {
     let _ = sys::block_signals(true);
     sys::set_mask(0o022);
     for (kind, target, flags, options) in KERNEL {
@@ -40,44 +40,105 @@ pub(crate) fn prepare() -> u32 {
         }
         core::mem::forget(fd);
     }
-    load_modules();
-    let Some(port) = port() else {
-        die(format_args!(
-            "the kernel's command line has no ampoule.port=N, the host's port to connect to"
-        ));
-    };
-    port
+    hurry(true);
+    load_modules(LIST, true)
 }
 
-fn load_modules() {
-    let list = files::read(LIST).unwrap_or_default();
-    for name in list
-        .split(|byte| *byte == b'\n')
-        .filter(|it| !it.is_empty())
-    {
-        let loaded = files::path(&[MODULES, name]).and_then(|path| {
-            let file = sys::open(&path, sys::READ)?;
-            // The memory of the initramfs is the guest's.
-            let _ = sys::unlink(&path);
-            sys::load_module(&file)
-        });
-        match loaded {
-            Ok(()) | Err(Errno::EXIST) => {}
-            // A driver whose device there is not.
-            Err(Errno::NODEV) => {}
-            Err(err) => die(format_args!(
-                "cannot load the kernel module {}: {err}",
-                name.escape_ascii()
-            )),
+/// Has the kernel wait for its processors in a hurry (RCU), as it does itself until its first process runs, or at its leisure. Mounts,
+/// interfaces and modules wait for that, each some milliseconds, where there is more than one processor.
+pub(crate) fn hurry(is_hurry: bool) {
+    let value = if is_hurry { b"1" } else { b"0" };
+    // A kernel without it does not wait.
+    if let Ok(file) = sys::open(c"/sys/kernel/rcu_expedited", sys::WRITE) {
+        let _ = file.write(value);
+    }
+}
+
+/// Drivers that look for their devices as they are loaded, and wait for those.
+const WAITING: [&[u8]; 3] = [b"virtio_blk.ko", b"virtio_net.ko", b"virtio_rng.ko"];
+
+/// Of these nobody waits for the end.
+const NOT_WAITED_FOR: &[u8] = b"virtio_rng.ko";
+
+/// Drivers that are being loaded, each in a process of its own.
+#[derive(Default)]
+pub(crate) struct Loading(Vec<(i32, Vec<u8>)>);
+
+impl Loading {
+    /// Waits until all are there.
+    pub(crate) fn finish(self) {
+        for (process, name) in self.0 {
+            match sys::wait(process) {
+                Ok(sys::Ended::Exited(0)) => {}
+                Ok(sys::Ended::Exited(error)) => cannot_load(&name, Errno(error.into())),
+                _ => cannot_load(&name, Errno::INTR),
+            }
         }
     }
 }
 
-fn port() -> Option<u32> {
-    let line = files::read(c"/proc/cmdline").ok()?;
+/// Loads the modules that a list names, and removes their files where nobody else needs them.
+pub(crate) fn load_modules(list: &CStr, removes: bool) -> Loading {
+    let mut loading = Loading::default();
+    let list = files::read(list).unwrap_or_default();
+    for name in list
+        .split(|byte| *byte == b'\n')
+        .filter(|it| !it.is_empty())
+    {
+        if WAITING.contains(&name) {
+            match sys::fork() {
+                // All numbers of errors that there are fit into a byte.
+                Ok(0) => sys::exit(load(name, removes).err().map_or(0, |err| err.0 as u8)),
+                Ok(_) if name == NOT_WAITED_FOR => continue,
+                Ok(process) => {
+                    loading.0.push((process, name.to_vec()));
+                    continue;
+                }
+                Err(_) => {}
+            }
+        }
+        if let Err(err) = load(name, removes) {
+            cannot_load(name, err);
+        }
+    }
+    loading
+}
+
+fn load(name: &[u8], removes: bool) -> sys::Result<()> {
+    let path = files::path(&[MODULES, name])?;
+    let file = sys::open(&path, sys::READ)?;
+    // The memory of the initramfs is the guest's.
+    if removes {
+        let _ = sys::unlink(&path);
+    }
+    match sys::load_module(&file) {
+        // The second is a driver whose device there is not.
+        Err(Errno::EXIST | Errno::NODEV) => Ok(()),
+        other => other,
+    }
+}
+
+fn cannot_load(name: &[u8], err: Errno) -> ! {
+    die(format_args!(
+        "cannot load the kernel module {}: {err}",
+        name.escape_ascii()
+    ))
+}
+
+/// The host's port.
+pub(crate) fn port() -> u32 {
+    let line = files::read(c"/proc/cmdline").unwrap_or_default();
     let words = line.split(|byte| byte.is_ascii_whitespace());
     let mut ports = words.filter_map(|word| word.strip_prefix(b"ampoule.port="));
-    core::str::from_utf8(ports.next_back()?).ok()?.parse().ok()
+    let port = ports
+        .next_back()
+        .and_then(|it| core::str::from_utf8(it).ok());
+    let port = port.and_then(|port| port.parse().ok());
+    port.unwrap_or_else(|| {
+        die(format_args!(
+            "the kernel's command line has no ampoule.port=N, the host's port to connect to"
+        ))
+    })
 }
 
 /// The connection to the host.
@@ -93,9 +154,9 @@ pub(crate) fn connect(port: u32) -> sys::Fd {
     })
 }
 
-/// All that a job wants of the machine, but that nothing more is written to its root. What could not be done, but need not be, is told.
+/// All that a job wants of the machine but its root, which is there, and that nothing more is written to that. What could not be done,
+/// but need not be, is told.
 pub(crate) fn set_up(job: &Job) -> Result<Vec<String>, Problem> {
-    root::enter(&job.root)?;
     rest_of_file_systems(&job.root)?;
     for it in &job.mounts {
         mount(it)?;

@@ -4,6 +4,9 @@
 //! (`ampoule.port=1024`); `docs/run-protocol.md` has the conversation. There is no C library and no standard library in it.
 //! The clock is right already (kvm-clock), and the kernel's random numbers are seeded (virtio-rng, RDRAND).
 //!
+//! In an initramfs with the file `/modules/boot` it has no such job: it mounts the root that is on the machine's first disk, and becomes
+//! the init that is there.
+//!
 //! Started as another process, `init session FD`, it holds the same conversation over a descriptor that it was given, and
 //! sets up nothing: for tests without a machine.
 
@@ -14,9 +17,11 @@
 extern crate alloc;
 
 mod account;
+mod boot;
 mod command;
 mod copy;
 mod dhcp;
+mod disk_layout;
 mod files;
 #[allow(dead_code, reason = "it is the host's half, too")]
 mod job;
@@ -34,7 +39,8 @@ use core::ffi::CStr;
 use core::fmt;
 
 use job::Job;
-use protocol::{Decoder, Failure, Frame, MAX_PAYLOAD, VERSION};
+use machine::Loading;
+use protocol::{Decoder, Failure, Frame, MAX_PAYLOAD, Started, VERSION};
 use relay::Relay;
 use sys::Fd;
 
@@ -59,12 +65,22 @@ impl<T> Context<T> for sys::Result<T> {
     }
 }
 
-pub(crate) fn main(arguments: &[&CStr]) -> ! {
+pub(crate) fn main(arguments: &[&CStr], environment: &[&CStr]) -> ! {
     let start = sys::now();
     if sys::own_id() == 1 {
-        let port = machine::prepare();
+        let loading = machine::prepare();
+        if boot::is_wanted() {
+            loading.finish();
+            boot::hand_over(arguments, environment);
+        }
+        let port = machine::port();
         let connection = machine::connect(port);
-        serve(connection, start, true);
+        let times = Started {
+            init: start,
+            connected: sys::now(),
+            ..Started::default()
+        };
+        serve(connection, times, Some(loading));
         sys::power_off()
     }
     let number = match arguments {
@@ -76,15 +92,21 @@ pub(crate) fn main(arguments: &[&CStr]) -> ! {
     };
     let _ = sys::block_signals(true);
     let _ = sys::adopt_orphans();
-    serve(Fd::inherited(number), start, false);
+    let times = Started {
+        init: start,
+        connected: start,
+        ..Started::default()
+    };
+    serve(Fd::inherited(number), times, None);
     sys::exit(0)
 }
 
-/// The whole conversation.
-fn serve(connection: Fd, start: u64, is_machine: bool) {
+/// The whole conversation; in a machine, whose drivers are being loaded.
+fn serve(connection: Fd, times: Started, loading: Option<Loading>) {
+    let is_machine = loading.is_some();
     let mut relay = Relay::new(connection, is_machine);
     relay.send(&Frame::Hello { version: VERSION });
-    let end = match session(&mut relay, start, is_machine) {
+    let end = match session(&mut relay, times, loading) {
         Ok(end) => end,
         Err(Problem(failure, text)) => {
             relay.send(&Frame::Failed(failure, text.as_bytes()));
@@ -92,6 +114,10 @@ fn serve(connection: Fd, start: u64, is_machine: bool) {
             return;
         }
     };
+    // The host may end the machine as soon as it has heard.
+    if is_machine {
+        sys::sync();
+    }
     match end {
         Some(sys::Ended::Exited(status)) => relay.send(&Frame::Exited(status)),
         Some(sys::Ended::Killed(signal)) => relay.send(&Frame::Killed(signal)),
@@ -101,15 +127,28 @@ fn serve(connection: Fd, start: u64, is_machine: bool) {
     relay.finish();
 }
 
-fn session(relay: &mut Relay, start: u64, is_machine: bool) -> Result<Option<sys::Ended>, Problem> {
+fn session(
+    relay: &mut Relay,
+    mut times: Started,
+    loading: Option<Loading>,
+) -> Result<Option<sys::Ended>, Problem> {
     let Some(job) = receive(relay)? else {
         return Ok(None);
     };
-    if is_machine {
+    let is_machine = loading.is_some();
+    times.job = sys::now();
+    (times.modules, times.root) = (times.job, times.job);
+    if let Some(loading) = loading {
+        loading.finish();
+        times.modules = sys::now();
+        root::enter(&job.root)?;
+        times.root = sys::now();
         for notice in machine::set_up(&job)? {
             relay.send(&Frame::Notice(notice.as_bytes()));
         }
+        machine::hurry(false);
     }
+    times.network = sys::now();
     if !job.copies_in.is_empty() && !copy::take(relay, &job)? {
         return Ok(None);
     }
@@ -119,10 +158,8 @@ fn session(relay: &mut Relay, start: u64, is_machine: bool) -> Result<Option<sys
     // The host starts the limits of its own session at what a service gets nowadays.
     let _ = sys::limit_files(1024, 524_288);
     let running = command::start(&job, is_machine)?;
-    relay.send(&Frame::Started {
-        init: start,
-        command: sys::now(),
-    });
+    times.command = sys::now();
+    relay.send(&Frame::Started(times));
     let end = relay.run(running);
     if end.is_some() && !job.copies_out.is_empty() && !copy::give(relay, &job) {
         return Ok(None);
@@ -156,7 +193,8 @@ fn receive(relay: &mut Relay) -> Result<Option<Job>, Problem> {
 /// Says it where a person may see it, and ends the machine, or the process.
 pub(crate) fn die(reason: fmt::Arguments<'_>) -> ! {
     say(reason);
-    if sys::own_id() == 1 {
+    // To a host that waits for a distribution, a guest that is powered off is one that all is well with: the kernel is to panic.
+    if sys::own_id() == 1 && !boot::is_wanted() {
         sys::power_off()
     }
     sys::exit(125)

@@ -81,6 +81,63 @@ impl Failure {
     }
 }
 
+/// When the guest was where, in nanoseconds since its kernel's start.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Started {
+    /// The init runs.
+    pub init: u64,
+    /// It is connected to the host.
+    pub connected: u64,
+    /// It has its job.
+    pub job: u64,
+    /// The drivers are loaded.
+    pub modules: u64,
+    /// The root is mounted.
+    pub root: u64,
+    /// The network is set up, and all else.
+    pub network: u64,
+    /// The command runs.
+    pub command: u64,
+}
+
+impl Started {
+    const LENGTH: usize = 7 * 8;
+
+    fn encode(&self) -> [u8; Self::LENGTH] {
+        let times = [
+            self.init,
+            self.connected,
+            self.job,
+            self.modules,
+            self.root,
+            self.network,
+            self.command,
+        ];
+        let mut bytes = [0; Self::LENGTH];
+        for (to, time) in bytes.chunks_exact_mut(8).zip(times) {
+            to.copy_from_slice(&time.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn decode(payload: &[u8]) -> Option<Self> {
+        let (times, []) = payload.as_chunks::<8>() else {
+            return None;
+        };
+        let times: &[[u8; 8]; Self::LENGTH / 8] = times.try_into().ok()?;
+        let [init, connected, job, modules, root, network, command] = times.map(u64::from_le_bytes);
+        Some(Self {
+            init,
+            connected,
+            job,
+            modules,
+            root,
+            network,
+            command,
+        })
+    }
+}
+
 /// A message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Frame<'a> {
@@ -102,12 +159,7 @@ pub enum Frame<'a> {
     /// Host: the terminal has this size now.
     Resize(WindowSize),
     /// Guest: the command runs.
-    Started {
-        /// Nanoseconds from the kernel's start to that of the init.
-        init: u64,
-        /// And to the command's execution.
-        command: u64,
-    },
+    Started(Started),
     /// Guest, last: the command has exited with this status.
     Exited(u8),
     /// Guest, last: a signal has ended the command.
@@ -174,14 +226,7 @@ impl<'a> Frame<'a> {
                 let (rows, columns) = (size.rows.to_le_bytes(), size.columns.to_le_bytes());
                 frame(out, RESIZE, 0, &[&rows, &columns]);
             }
-            Self::Started { init, command } => {
-                frame(
-                    out,
-                    STARTED,
-                    0,
-                    &[&init.to_le_bytes(), &command.to_le_bytes()],
-                );
-            }
+            Self::Started(times) => frame(out, STARTED, 0, &[&times.encode()]),
             Self::Exited(status) => frame(out, EXITED, 0, &[&[status]]),
             Self::Killed(signal) => frame(out, KILLED, 0, &[&[signal]]),
             Self::Failed(failure, reason) => {
@@ -220,13 +265,7 @@ impl<'a> Frame<'a> {
                     columns: u16::from_le_bytes(columns),
                 })
             }
-            (STARTED, payload) => {
-                let (init, command) = pair(payload).ok_or(wrong)?;
-                Self::Started {
-                    init: u64::from_le_bytes(init),
-                    command: u64::from_le_bytes(command),
-                }
-            }
+            (STARTED, payload) => Self::Started(Started::decode(payload).ok_or(wrong)?),
             (EXITED, &[status]) => Self::Exited(status),
             (KILLED, &[signal]) => Self::Killed(signal),
             (FAILED, &[failure, ref reason @ ..]) => {

@@ -15,7 +15,7 @@ const LOWER: &CStr = c"/lower";
 const LAYER: &CStr = c"/layer";
 const NEW: &CStr = c"/new";
 
-/// Makes it `/`. The kernel's file systems go along.
+/// Makes it `/`.
 pub(crate) fn enter(root: &Root) -> Result<(), Problem> {
     let Root::Disk {
         serial,
@@ -57,8 +57,13 @@ pub(crate) fn enter(root: &Root) -> Result<(), Problem> {
     }
     let layers = c"lowerdir=/lower,upperdir=/layer/upper,workdir=/layer/work";
     sys::mount(c"overlay", NEW, c"overlay", 0, layers).context("cannot mount the overlay")?;
+    switch(NEW)
+}
+
+/// Makes what is mounted there `/`. The kernel's file systems go along.
+pub(crate) fn switch(new: &CStr) -> Result<(), Problem> {
     for folder in [c"/dev", c"/proc", c"/sys"] {
-        let target = files::path(&[NEW.to_bytes(), folder.to_bytes()])
+        let target = files::path(&[new.to_bytes(), folder.to_bytes()])
             .context("cannot name a folder of the root")?;
         sys::mkdir(&target, 0o755)
             .and_then(|()| sys::mount(folder, &target, c"", MS_MOVE, c""))
@@ -66,7 +71,7 @@ pub(crate) fn enter(root: &Root) -> Result<(), Problem> {
     }
     // The initramfs's memory is the guest's. Its other files are gone already, or folders.
     let _ = sys::unlink(c"/init");
-    sys::chdir(NEW)
+    sys::chdir(new)
         .and_then(|()| sys::mount(c".", c"/", c"", MS_MOVE, c""))
         .and_then(|()| sys::chroot(c"."))
         .and_then(|()| sys::chdir(c"/"))

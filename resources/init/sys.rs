@@ -101,16 +101,22 @@ global_asm!(
     start = sym start,
 );
 
-/// Takes what the kernel left on the stack: the number of arguments, then pointers to them.
+/// Takes what the kernel left on the stack: the number of arguments, pointers to them and a zero, pointers to the environment's
+/// variables and a zero.
 unsafe extern "C" fn start(stack: *const usize) -> ! {
-    let mut arguments = Vec::new();
+    let (mut arguments, mut environment) = (Vec::new(), Vec::new());
     // SAFETY: the kernel put so many pointers to terminated texts there, and nobody changes them.
     unsafe {
-        for index in 0..*stack {
-            arguments.push(CStr::from_ptr(*stack.add(1 + index) as *const c_char));
+        let mut next = stack.add(1);
+        for list in [&mut arguments, &mut environment] {
+            while *next != 0 {
+                list.push(CStr::from_ptr(*next as *const c_char));
+                next = next.add(1);
+            }
+            next = next.add(1);
         }
     }
-    crate::main(&arguments)
+    crate::main(&arguments, &environment)
 }
 
 #[cfg(not(test))]
@@ -292,6 +298,23 @@ impl Fd {
         call!(0, self.0, buffer.as_mut_ptr(), buffer.len())
     }
 
+    /// Reads all of the buffer from there on.
+    pub(crate) fn read_at(&self, mut at: u64, mut buffer: &mut [u8]) -> Result<()> {
+        while !buffer.is_empty() {
+            match call!(17, self.0, buffer.as_mut_ptr(), buffer.len(), at) {
+                // The end of the file.
+                Ok(0) => return Err(Errno::INVAL),
+                Ok(count) => {
+                    at += count as u64;
+                    buffer = &mut buffer[count..];
+                }
+                Err(Errno::INTR) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<usize> {
         call!(1, self.0, bytes.as_ptr(), bytes.len())
     }
@@ -319,10 +342,19 @@ pub(crate) const CREATE: u32 = 0o100;
 pub(crate) const TRUNCATE: u32 = 0o1000;
 pub(crate) const NO_TERMINAL: u32 = 0o400;
 pub(crate) const NO_FOLLOW: u32 = 0o40_0000;
+/// A name for a file, and nothing else.
+pub(crate) const PATH: u32 = 0o1000_0000;
 const CLOSE_ON_EXEC: u32 = 0o200_0000;
 
 pub(crate) fn open(path: &CStr, flags: u32) -> Result<Fd> {
     call!(2, path.as_ptr(), flags | CLOSE_ON_EXEC, 0o644).map(Fd::new)
+}
+
+/// Opens what the path leads to where this folder is the root: openat2(2) with RESOLVE_IN_ROOT.
+pub(crate) fn open_in(root: &Fd, path: &CStr, flags: u32) -> Result<Fd> {
+    let how = [u64::from(flags | CLOSE_ON_EXEC), 0, 0x10];
+    let (how, size) = (how.as_ptr(), size_of_val(&how));
+    call!(437, root.0, path.as_ptr(), how, size).map(Fd::new)
 }
 
 /// A pipe: the end to read from, the end to write to.
@@ -456,6 +488,10 @@ pub(crate) fn mount(
     call!(165, source, target, kind.as_ptr(), flags, data.as_ptr()).map(drop)
 }
 
+pub(crate) fn unmount(path: &CStr) -> Result<()> {
+    call!(166, path.as_ptr(), 0).map(drop)
+}
+
 pub(crate) fn load_module(file: &Fd) -> Result<()> {
     call!(313, file.0, c"".as_ptr(), 0).map(drop)
 }
@@ -503,6 +539,16 @@ pub(crate) fn reap() -> Option<(i32, Ended)> {
         signal => Ended::Killed(signal as u8),
     };
     (child > 0).then_some((child, ended))
+}
+
+/// Waits for a child's end.
+pub(crate) fn wait(child: i32) -> Result<Ended> {
+    let mut status = 0i32;
+    call!(61, child, &raw mut status, 0, 0)?;
+    Ok(match status & 0x7f {
+        0 => Ended::Exited((status >> 8) as u8),
+        signal => Ended::Killed(signal as u8),
+    })
 }
 
 pub(crate) const SIGKILL: u8 = 9;
@@ -614,9 +660,14 @@ pub(crate) fn set_host_name(name: &[u8]) -> Result<()> {
     call!(170, name.as_ptr(), name.len()).map(drop)
 }
 
+/// Writes what is to be kept.
+pub(crate) fn sync() {
+    let _ = call!(162);
+}
+
 /// Writes what is to be kept, and ends the machine.
 pub(crate) fn power_off() -> ! {
-    let _ = call!(162);
+    sync();
     let _ = call!(169, 0xfee1_dead_u32, 672_274_793, 0x4321_fedc, 0);
     // A kernel that cannot: a reset ends a VM as well.
     let _ = call!(169, 0xfee1_dead_u32, 672_274_793, 0x0123_4567, 0);

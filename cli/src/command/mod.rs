@@ -10,6 +10,7 @@ mod flags;
 mod job;
 mod network;
 mod overlay;
+mod phases;
 pub(crate) mod progress;
 pub(crate) mod registry;
 mod remote;
@@ -17,7 +18,7 @@ mod remote;
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ampoule_image::copy::{Copies, CopyInto};
 use ampoule_image::initramfs;
@@ -49,7 +50,7 @@ const PORT: u32 = 1024;
 /// The serial number of the disk that the image is.
 const ROOT: &str = "ampoule-root";
 
-/// How long a guest may take to power off when its command has ended.
+/// How long a guest that went away before its command had ended may take to end.
 const POWER_OFF: Duration = Duration::from_secs(5);
 
 /// How much of the guest's console is shown where something went wrong.
@@ -132,7 +133,11 @@ pub(crate) fn run(
     let running = Running::start(vm, timeline)?;
     let code = running.carry(&job, &copies, arguments)?;
     let vm = &running.vm;
-    records.write(vm, &vm.wait().to_string(), code)?;
+    let end = match vm.wait() {
+        ExitReason::Stopped if !running.remotes.was_stopped() => "the command has ended".into(),
+        end => end.to_string(),
+    };
+    records.write(vm, &end, code)?;
     // A temporary one is reached by a descriptor of it.
     drop(overlay);
     Ok(code)
@@ -187,13 +192,14 @@ fn boot_files(vm: &mut VmConfig, root: &Root) -> Result<(), Failure> {
     if !vm.net.is_empty() {
         needed.extend([Driver::VirtioNet, Driver::Packet]);
     }
-    let modules = kernel
-        .modules_of(&needed, &[Driver::VirtioRng])
-        .map_err(|err| Failure::from_error(&err, err.remedy()))?;
     let cache = ampoule_store::cache_folder();
     let cache = cache.map_err(|err| Failure::from_error(&err, err.remedy()))?;
-    let initramfs = initramfs::cached(&cache.join("initramfs"), &modules, &[])
-        .map_err(|err| Failure::from_error(&err, None))?;
+    let cache = cache.join("initramfs");
+    let modules = kernel
+        .modules_of_cached(&cache, &needed, &[Driver::VirtioRng])
+        .map_err(|err| Failure::from_error(&err, err.remedy()))?;
+    let initramfs =
+        initramfs::cached(&cache, &modules, &[]).map_err(|err| Failure::from_error(&err, None))?;
     vm.kernel = Some(kernel.image);
     vm.initrd = Some(initramfs);
     let own = format!("ampoule.port={PORT}");
@@ -252,17 +258,9 @@ impl Running {
         };
         let outcome = self.talk(job, copies);
         drop(raw);
-        if let Ok(Outcome {
-            started: Some(times),
-            ..
-        }) = &outcome
-        {
-            let took = times.command.saturating_sub(times.init) / 1_000_000;
-            let mark = format!("init-to-command-{took}ms");
-            self.vm.timeline().guest(mark);
-        }
-        // Whatever the guest does now, nobody hears of it.
-        if self.vm.wait_timeout(POWER_OFF).is_none() {
+        // The guest has written what is to be kept, and would only take its time to power off. One that was lost may have more to
+        // say on its console.
+        if outcome.is_ok() || self.vm.wait_timeout(POWER_OFF).is_none() {
             self.vm.stop();
         }
         let end = self.vm.wait();
@@ -281,14 +279,20 @@ impl Running {
         let listener = sockets.listen(PORT).map_err(SessionError::Connection)?;
         // Fails when the VM ends without it.
         let connection = listener.accept().map_err(|_| SessionError::Lost)?;
-        self.vm.timeline().guest("init");
+        let connected = Instant::now();
         let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
         let streams = Streams {
             input: Some(input.as_fd()),
             output: output.as_fd(),
             error: error.as_fd(),
         };
-        session::run_copying(connection, job, copies, streams, &self.remotes.commands)
+        let outcome = session::run_copying(connection, job, copies, streams, &self.remotes.commands)?;
+        let timeline = self.vm.timeline();
+        timeline.host("command-ended");
+        if let Some(times) = &outcome.started {
+            phases::mark(timeline, times, connected);
+        }
+        Ok(outcome)
     }
 
     /// Says what a person should know of a command that has ended; the exit status.

@@ -1,5 +1,6 @@
 //! Which kernel a guest gets by default, and the modules of its drivers.
 
+mod memory;
 mod modules;
 mod version;
 
@@ -9,6 +10,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+
+use crate::initramfs::BootModules;
 
 pub use modules::Module;
 use modules::{Found, Tree};
@@ -110,12 +113,24 @@ pub enum Driver {
     Squashfs,
     /// The file system.
     Ext4,
+    /// The file system.
+    Xfs,
+    /// The file system.
+    Btrfs,
     /// The file system that puts one over another.
     Overlay,
     /// The file system of shared directories.
     Virtiofs,
     /// Sockets of packets, by which DHCP is done.
     Packet,
+    /// The console of its own, hvc0.
+    VirtioConsole,
+    /// The power button.
+    Button,
+    /// Events of keys and buttons, for those who do as they say.
+    Evdev,
+    /// Mounts that are made when they are used, as systemd wants them.
+    Autofs,
 }
 
 impl Driver {
@@ -133,17 +148,29 @@ impl Driver {
             Self::Erofs => "erofs",
             Self::Squashfs => "squashfs",
             Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
             Self::Overlay => "overlay",
             Self::Virtiofs => "virtiofs",
             Self::Packet => "af_packet",
+            Self::VirtioConsole => "virtio_console",
+            Self::Button => "button",
+            Self::Evdev => "evdev",
+            Self::Autofs => "autofs4",
         }
     }
 
     /// The one that mounts a file system of this name.
     pub fn of_file_system(name: &str) -> Option<Self> {
-        [Self::Erofs, Self::Squashfs, Self::Ext4, Self::Virtiofs]
-            .into_iter()
-            .find(|it| it.module() == name)
+        let all = [
+            Self::Erofs,
+            Self::Squashfs,
+            Self::Ext4,
+            Self::Xfs,
+            Self::Btrfs,
+            Self::Virtiofs,
+        ];
+        all.into_iter().find(|it| it.module() == name)
     }
 }
 
@@ -231,13 +258,60 @@ impl Kernel {
         let Some(folder) = &self.modules else {
             return Ok(Vec::new());
         };
+        self.modules_in(&Tree::read(folder)?, needed, wanted)
+    }
+
+    /// The modules of a guest that boots a distribution from its disk: `needed` and `wanted` as in [`Kernel::modules_of`], and those of
+    /// the file systems of these names, of which one must be there.
+    ///
+    /// # Errors
+    /// As [`Kernel::modules_of`].
+    pub fn boot_modules(
+        &self,
+        needed: &[Driver],
+        wanted: &[Driver],
+        file_systems: &[&'static str],
+    ) -> Result<BootModules, KernelError> {
+        let Some(folder) = &self.modules else {
+            return Ok(BootModules::default());
+        };
         let tree = Tree::read(folder)?;
+        let mut modules = BootModules {
+            always: self.modules_in(&tree, needed, wanted)?,
+            file_systems: Vec::new(),
+        };
+        let mut missing = None;
+        for &name in file_systems {
+            let driver = Driver::of_file_system(name);
+            match self.modules_in(&tree, driver.as_slice(), &[]) {
+                Ok(mut list) => {
+                    list.retain(|it| !modules.always.contains(it));
+                    modules.file_systems.push((name, list));
+                }
+                Err(err @ KernelError::Driver { .. }) => {
+                    missing.get_or_insert(err);
+                }
+                Err(err) => return Err(err),
+            }
+        }
+        match missing {
+            Some(err) if modules.file_systems.is_empty() => Err(err),
+            _ => Ok(modules),
+        }
+    }
+
+    fn modules_in(
+        &self,
+        tree: &Tree,
+        needed: &[Driver],
+        wanted: &[Driver],
+    ) -> Result<Vec<Module>, KernelError> {
         let mut modules = Vec::new();
         for driver in needed {
             if tree.add(driver.module(), &mut modules)? == Found::Nowhere {
                 return Err(KernelError::Driver {
                     kernel: self.image.clone(),
-                    modules: folder.clone(),
+                    modules: self.modules.clone().unwrap_or_default(),
                     driver: driver.module(),
                 });
             }

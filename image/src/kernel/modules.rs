@@ -4,6 +4,8 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
@@ -16,6 +18,14 @@ use super::KernelError;
 
 /// No module that a guest is given is larger, uncompressed.
 const LIMIT: u64 = 64 << 20;
+
+/// The lists that are read.
+pub(super) const LISTS: [&str; 4] = [
+    "modules.builtin",
+    "modules.dep",
+    "modules.softdep",
+    "modules.alias",
+];
 
 /// Folders of modules are no deeper.
 const DEPTH: usize = 16;
@@ -30,14 +40,9 @@ pub struct Module {
 }
 
 impl Module {
-    /// The file as it is.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub fn packed(&self) -> Result<Vec<u8>, KernelError> {
-        self.open()
-            .and_then(all)
-            .map_err(|it| failed(&self.path, it))
+    /// What changes with the file: its path, size and times.
+    pub(crate) fn stamp(&self) -> Result<Vec<u8>, KernelError> {
+        stamp(&self.path).map_err(|it| failed(&self.path, it))
     }
 
     /// What the kernel loads.
@@ -58,6 +63,16 @@ impl Module {
     fn open(&self) -> io::Result<File> {
         File::open(&self.path)
     }
+}
+
+/// What changes with a file: its path, size and times.
+pub(super) fn stamp(path: &Path) -> io::Result<Vec<u8>> {
+    let it = fs::metadata(path)?;
+    let mut stamp = path.as_os_str().as_bytes().to_vec();
+    let times = [it.mtime(), it.mtime_nsec(), it.ctime(), it.ctime_nsec()];
+    stamp.extend(it.size().to_le_bytes());
+    stamp.extend(times.iter().flat_map(|time| time.to_le_bytes()));
+    Ok(stamp)
 }
 
 fn failed(path: &Path, source: io::Error) -> KernelError {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ampoule_image::copy::{CopyInto, CopyOutOf};
-use ampoule_image::protocol::{Frame, MAX_PAYLOAD, Stream, VERSION, WINDOW};
+use ampoule_image::protocol::{Frame, MAX_PAYLOAD, Started, Stream, VERSION, WINDOW};
 
 use super::*;
 
@@ -191,10 +191,7 @@ fn what_cannot_be_copied_is_told_by_name() {
 fn told(copies: &Copies, frames: &[Frame<'_>]) -> Result<Outcome, SessionError> {
     let mut bytes = Vec::new();
     let hello = Frame::Hello { version: VERSION };
-    let started = Frame::Started {
-        init: 0,
-        command: 0,
-    };
+    let started = Frame::Started(Started::default());
     for frame in [&[hello, started], frames].concat() {
         frame.encode(&mut bytes);
     }
