@@ -30,6 +30,8 @@ pub enum Needs {
     Tools,
     /// The same, and the time that [`THOROUGH`] grants.
     Thorough,
+    /// As for Linux guests, and the Debian system that [`DEBIAN`] names.
+    Debian,
 }
 
 /// The environment variable that names the binary under test.
@@ -41,6 +43,9 @@ pub const KERNELS: &str = "AMPOULE_TEST_KERNELS";
 
 /// The environment variable that names an image of programs for guests, as `cargo lab` makes it.
 pub const TOOLS: &str = "AMPOULE_TEST_TOOLS";
+
+/// The environment variable that names the folder of a Debian system, as `cargo lab` makes it: `debian.ext4`, and `debian-oci.tar`.
+pub const DEBIAN: &str = "AMPOULE_TEST_DEBIAN";
 
 /// The environment variable by which tests that take long are wanted, too.
 pub const THOROUGH: &str = "AMPOULE_TEST_THOROUGH";
@@ -81,6 +86,14 @@ pub fn example(name: &str) -> PathBuf {
 /// As [`kernel`].
 pub fn tools() -> PathBuf {
     env::var_os(TOOLS).expect("no tools").into()
+}
+
+/// The folder of the Debian system.
+///
+/// # Panics
+/// As [`kernel`].
+pub fn debian() -> PathBuf {
+    env::var_os(DEBIAN).expect("no Debian system").into()
 }
 
 /// A test, by its name.
@@ -192,6 +205,10 @@ fn missing(needs: Needs, ampoule: &Path) -> Option<String> {
     }
     if needs == Needs::LinuxGuests {
         return None;
+    }
+    if needs == Needs::Debian {
+        let missing = env::var_os(DEBIAN).is_none();
+        return missing.then(|| format!("no Debian system: {DEBIAN} is not set"));
     }
     if env::var_os(TOOLS).is_none() {
         return Some(format!("no tools for guests: {TOOLS} is not set"));

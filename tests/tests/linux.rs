@@ -8,6 +8,8 @@ mod boot;
 mod command;
 #[path = "linux/console.rs"]
 mod console;
+#[path = "linux/distribution.rs"]
+mod distribution;
 #[path = "bare/driver.rs"]
 #[allow(dead_code, reason = "terminals are tested with bare guests")]
 mod driver;
@@ -96,6 +98,9 @@ fn main() -> ExitCode {
             linux_6_12_moves_megabytes_both_ways
             a_client_that_goes_leaves_the_guest_running
             a_panic_is_seen_on_it;
+        distribution:
+            a_root_partition_is_found_by_its_type
+            other_file_systems_are_roots_and_what_has_no_init_is_none;
         embedded:
             twenty_resets_in_a_row
             a_device_of_the_programs_own_is_found_by_acpi
@@ -181,6 +186,11 @@ fn main() -> ExitCode {
             no_passt_outlives_its_vm
             user_networking_that_cannot_be_is_explained;
     };
+    let debian = ampoule_tests::tests! {
+        distribution:
+            debian_boots_from_a_disk_to_its_login
+            commands_of_a_debian_image_need_no_root;
+    };
     let thorough = ampoule_tests::tests! {
         command:
             eight_at_once_and_after_a_kill
@@ -193,6 +203,7 @@ fn main() -> ExitCode {
     let lists = [
         (Needs::LinuxGuests, tests),
         (Needs::Tools, with_tools),
+        (Needs::Debian, debian),
         (Needs::Thorough, thorough),
     ];
     harness::main(lists, driver::ampoule())

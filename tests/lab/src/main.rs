@@ -8,6 +8,7 @@ mod bochs;
 mod broker;
 mod client;
 mod cpio;
+mod debian;
 #[cfg(test)]
 mod documents;
 mod frame;

@@ -122,11 +122,16 @@ impl Packages {
             .with_context(|| format!("cannot write {}", self.lists.display()))
     }
 
+    /// A program that root is to run. Where root's programs are is where it is looked for.
+    ///
+    /// # Errors
+    /// Nobody here may become root.
+    pub(crate) fn as_root(&self, program: &str) -> Result<Command> {
+        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        self.privileged(program, &["env", path, program])
+    }
+
     fn apt(&self) -> Result<Command> {
-        let privilege = self
-            .privilege
-            .as_deref()
-            .context("apt-get needs root, or sudo without a password")?;
         // A machine that has just started may be installing something else.
         let words = [
             "env",
@@ -136,7 +141,16 @@ impl Packages {
             "-o",
             "DPkg::Lock::Timeout=600",
         ];
-        let mut words = privilege.iter().chain(&words);
+        self.privileged("apt-get", &words)
+    }
+
+    /// A command of these words, with root's rights.
+    fn privileged(&self, program: &str, words: &[&str]) -> Result<Command> {
+        let privilege = self
+            .privilege
+            .as_deref()
+            .with_context(|| format!("{program} needs root, or sudo without a password"))?;
+        let mut words = privilege.iter().chain(words);
         let mut command = Command::new(words.next().context("no command")?);
         command.args(words).stdin(Stdio::null());
         Ok(command)

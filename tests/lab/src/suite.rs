@@ -23,16 +23,17 @@ use crate::packages::Packages;
 use crate::project::Project;
 use crate::stranger;
 use crate::verdict::Verdict;
-use crate::{api, fuzz, registry, tools};
+use crate::{api, debian, fuzz, registry, tools};
 
 use lab::LinuxTests;
 use outcome::{Outcomes, Totals};
 
-/// What the test programs look for (`ampoule_tests::harness`): the binary under test, the kernels, the tools for guests, and
-/// whether to take long.
+/// What the test programs look for (`ampoule_tests::harness`): the binary under test, the kernels, the tools for guests, the
+/// Debian system, and whether to take long.
 pub(crate) const BINARY: &str = "AMPOULE_BIN";
 pub(crate) const KERNELS: &str = "AMPOULE_TEST_KERNELS";
 pub(crate) const TOOLS: &str = "AMPOULE_TEST_TOOLS";
+const DEBIAN: &str = "AMPOULE_TEST_DEBIAN";
 const THOROUGH: &str = "AMPOULE_TEST_THOROUGH";
 const STRANGER: &str = "AMPOULE_TEST_STRANGER";
 
@@ -69,20 +70,29 @@ pub(crate) fn run(project: &Project, plan: &Plan) -> Result<bool> {
     Ok(suite.totals.all_is_well())
 }
 
+/// What has been made for guests.
+pub(crate) struct Prepared {
+    /// The image of their tools.
+    tools: PathBuf,
+    /// The folder of the Debian system.
+    debian: PathBuf,
+}
+
 /// Fetches and builds what integration tests need, beside the checks.
-fn prepare(project: &Project, cpu: Cpu) -> Receiver<Result<PathBuf>> {
+fn prepare(project: &Project, cpu: Cpu) -> Receiver<Result<Prepared>> {
     let (done, prepared) = mpsc::channel();
     let project = project.clone();
     thread::spawn(move || {
         let result = (|| {
             let packages = Packages::new(&project)?;
-            packages.ensure(&[&cpu.packages(), tools::PACKAGES].concat())?;
+            packages.ensure(&[&cpu.packages(), tools::PACKAGES, debian::PACKAGES].concat())?;
             let tools = tools::image(&project)?;
             for version in Version::ALL {
                 Kernel::get(&project, &packages, version)?;
             }
+            let debian = debian::get(&project, &packages)?;
             project.build_ampoule()?;
-            Ok(tools)
+            Ok(Prepared { tools, debian })
         })();
         // Nobody listens when the suite has failed before.
         let _ = done.send(result);
@@ -251,7 +261,7 @@ impl<'a> Suite<'a> {
         skipped
     }
 
-    fn integration_tests(&mut self, packages: &Packages, prepared: Receiver<Result<PathBuf>>) {
+    fn integration_tests(&mut self, packages: &Packages, prepared: Receiver<Result<Prepared>>) {
         let Programs { tests, guests } = match self.programs() {
             Ok(programs) => programs,
             Err(error) => return self.totals.fail("integration tests", &error),
@@ -259,14 +269,14 @@ impl<'a> Suite<'a> {
         let ready = prepared
             .recv()
             .unwrap_or_else(|_| bail!("the preparation died"));
-        let tools = match ready {
-            Ok(tools) => tools,
+        let prepared = match ready {
+            Ok(prepared) => prepared,
             Err(error) => return self.totals.fail("preparation", &error),
         };
         self.build_stranger();
         for (name, program) in &tests {
             if name != "linux" {
-                self.tests(name, self.program(program, &tools));
+                self.tests(name, self.program(program, &prepared));
             }
         }
         let Some((_, linux)) = tests.iter().find(|(name, _)| name == "linux") else {
@@ -274,7 +284,7 @@ impl<'a> Suite<'a> {
         };
         let here = self.plan.cpu.is_none() && self.runs_linux();
         if here {
-            self.tests("linux", self.program(linux, &tools));
+            self.tests("linux", self.program(linux, &prepared));
         } else {
             let cpu = self.plan.cpu.unwrap_or_default();
             if let Err(error) = self.in_the_lab(
@@ -283,7 +293,7 @@ impl<'a> Suite<'a> {
                 &LinuxTests {
                     program: linux,
                     guests: guests.as_deref(),
-                    tools: &tools,
+                    prepared: &prepared,
                 },
             ) {
                 self.totals.fail("linux", &error);
@@ -314,19 +324,20 @@ impl<'a> Suite<'a> {
     }
 
     /// A test program with what it looks for.
-    fn program(&self, program: &Path, tools: &Path) -> Command {
+    fn program(&self, program: &Path, prepared: &Prepared) -> Command {
         let mut command = Command::new(program);
         command.args(&self.plan.filter).stdin(Stdio::null());
-        command.envs(self.environment(tools));
+        command.envs(self.environment(prepared));
         command
     }
 
     /// What test programs look for.
-    fn environment(&self, tools: &Path) -> Vec<(&'static str, PathBuf)> {
+    fn environment(&self, prepared: &Prepared) -> Vec<(&'static str, PathBuf)> {
         let mut environment = vec![
             (BINARY, self.project.ampoule()),
             (KERNELS, self.project.lab.join("kernels")),
-            (TOOLS, tools.to_owned()),
+            (TOOLS, prepared.tools.clone()),
+            (DEBIAN, prepared.debian.clone()),
         ];
         environment.extend(self.stranger.clone().map(|program| (STRANGER, program)));
         if self.plan.thorough {

@@ -21,6 +21,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "docker-registry",
     "e2fsprogs",
     "erofs-utils",
+    "fdisk",
     "ethtool",
     "fio",
     "iperf3",

@@ -66,6 +66,11 @@ pub(crate) fn place() -> &'static Place {
     })
 }
 
+/// A kernel with its modules beside it, as a distribution has them.
+pub(crate) fn kernel_of(version: &str) -> PathBuf {
+    place().root.with_file_name(version).join("boot/vmlinuz")
+}
+
 /// Has `ampoule run` be a user's without rights, who has this kernel of a distribution's, and a cache.
 pub(crate) fn as_users(version: &str, mut command: Command) -> Command {
     let place = place();

@@ -24,7 +24,7 @@ use crate::packages::Packages;
 use crate::say;
 
 use super::outcome::Outcomes;
-use super::{Suite, TOOLS, create};
+use super::{DEBIAN, Prepared, Suite, TOOLS, create};
 
 /// The most lab hosts at a time. An emulated machine is one thread's work, but for its devices.
 const AT_ONCE: usize = 4;
@@ -50,8 +50,8 @@ pub(super) struct LinuxTests<'a> {
     pub(super) program: &'a Path,
     /// The folder of the guests' programs.
     pub(super) guests: Option<&'a Path>,
-    /// The image of the guests' tools.
-    pub(super) tools: &'a Path,
+    /// What has been made for them.
+    pub(super) prepared: &'a Prepared,
 }
 
 impl Suite<'_> {
@@ -185,9 +185,9 @@ impl Suite<'_> {
         let others = all.iter().filter(|name| !batch.contains(name));
         command.extend(others.flat_map(|name| ["--skip".into(), name.into()]));
         let mut spec = client::spec(command, &self.project.programs(), None)?;
-        for (name, value) in self.environment(tests.tools) {
-            // The Intel lab host sees a selection of files, and has no room for the tools.
-            if !(cpu == Cpu::Intel && name == TOOLS) {
+        for (name, value) in self.environment(tests.prepared) {
+            // The Intel lab host sees a selection of files, and has no room for the tools and the Debian system.
+            if !(cpu == Cpu::Intel && [TOOLS, DEBIAN].contains(&name)) {
                 spec.environment.push((name.into(), value.into()));
             }
         }
