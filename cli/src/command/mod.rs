@@ -286,7 +286,8 @@ impl Running {
             output: output.as_fd(),
             error: error.as_fd(),
         };
-        let outcome = session::run_copying(connection, job, copies, streams, &self.remotes.commands)?;
+        let outcome =
+            session::run_copying(connection, job, copies, streams, &self.remotes.commands)?;
         let timeline = self.vm.timeline();
         timeline.host("command-ended");
         if let Some(times) = &outcome.started {

@@ -102,7 +102,7 @@ fn is_path(image: &OsStr) -> bool {
     let bytes = image.as_bytes();
     let first = bytes.split(|byte| *byte == b'/').next().unwrap_or(bytes);
     let ends = |suffix: &&str| bytes.ends_with(suffix.as_bytes());
-    matches!(first, b"" | b"." | b"..") || SUFFIXES.iter().any(|suffix| ends(&suffix))
+    matches!(first, b"" | b"." | b"..") || SUFFIXES.iter().any(ends)
 }
 
 /// The image of a name: as the cache has it, or as the registry has it now.

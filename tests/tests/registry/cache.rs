@@ -1,6 +1,7 @@
 //! `ampoule image` with what is there: names, prefixes, what is in use.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 
 use ampoule_store::Digest;
 use serde_json::Value;
@@ -86,7 +87,9 @@ pub(crate) fn what_is_used_stays() {
     let digest = used.replace(':', "-");
     // As a VM holds it while it runs.
     let lock = File::create(place.images().join(format!("{digest}.lock"))).unwrap();
-    lock.lock_shared().unwrap();
+    // SAFETY: takes no pointer; the descriptor is open.
+    let locked = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_SH) };
+    assert_eq!(locked, 0);
     let end = place.run(&["image", "rm", &names[0]]).expect_code(125);
     end.expect_error("is being used")
         .expect_error("end the VMs");

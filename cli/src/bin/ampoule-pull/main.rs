@@ -144,7 +144,7 @@ fn limit_memory() -> Rlimit {
     let before = rustix::process::getrlimit(Resource::As);
     let limit = Rlimit {
         current: Some(before.current.map_or(MAX_MEMORY, |now| now.min(MAX_MEMORY))),
-        ..before.clone()
+        ..before
     };
     // Lowering it is allowed to everybody.
     let _ = rustix::process::setrlimit(Resource::As, limit);
