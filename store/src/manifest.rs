@@ -183,8 +183,10 @@ mod tests {
             r#"{{"schemaVersion":2,"config":{{{config}}},"layers":[{}]}}"#,
             layers.join(",")
         );
-        let mut limits = Limits::default();
-        limits.max_image_size = 1000;
+        let limits = Limits {
+            max_image_size: 1000,
+            ..Limits::default()
+        };
         Contents::read(text.as_bytes(), limits)
     }
 
