@@ -511,7 +511,7 @@ mod tests {
             ["--on-reboot", "sleep"],
             ["--log-level", "loud"],
             ["--rng", "maybe"],
-            ["--disk", "root.img"],
+            ["--disk", "path="],
             ["--net", "tap0"],
             ["--vsock", "3"],
         ] {

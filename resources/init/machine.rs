@@ -8,7 +8,7 @@ use core::ffi::CStr;
 
 use crate::job::{Job, Mount, Root};
 use crate::sys::{self, Errno, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
-use crate::{Context, Problem, die, files, network, root};
+use crate::{Context, Problem, die, files, network};
 
 /// Where the initramfs has the drivers' modules, and the list of them: a file name a line, in the order to load them.
 const MODULES: &[u8] = b"/modules/";
