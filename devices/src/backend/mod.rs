@@ -19,3 +19,4 @@ pub mod uring;
 #[cfg(feature = "io-uring")]
 pub mod uring;
 pub mod vhost_net;
+pub mod vhost_user;

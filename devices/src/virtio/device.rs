@@ -32,6 +32,8 @@ impl VirtioDeviceType {
     pub const RNG: Self = Self(4);
     /// Socket device (5.10).
     pub const VSOCK: Self = Self(19);
+    /// File system device (5.11).
+    pub const FS: Self = Self(26);
 
     /// In a word.
     pub const fn name(self) -> &'static str {
@@ -41,6 +43,7 @@ impl VirtioDeviceType {
             Self::CONSOLE => "console",
             Self::RNG => "rng",
             Self::VSOCK => "vsock",
+            Self::FS => "fs",
             _ => "other",
         }
     }

@@ -12,11 +12,13 @@
 //! | 3 | console | [`console`] | 5.3 |
 //! | 4 | entropy | [`rng`] | 5.4 |
 //! | 19 | socket | [`vsock`] | 5.10 |
+//! | 26 | file system | [`fs`] | 5.11 |
 
 pub mod block;
 pub mod config_change;
 pub mod console;
 pub mod device;
+pub mod fs;
 pub mod metrics;
 pub mod net;
 pub mod notification;

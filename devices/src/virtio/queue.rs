@@ -5,6 +5,8 @@
 //! where it turns bad and cannot be told from a good one. Every descriptor is read once, into host memory; what a guest
 //! changes afterwards has no effect. A rule broken is a [`QueueError`]: the device then needs a reset.
 
+mod takeover;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -146,6 +146,26 @@ impl TestHost {
         }
     }
 
+    /// Has the workers stand still.
+    pub fn pause(&self) {
+        self.each(|worker| worker.pause());
+    }
+
+    /// Has them go on.
+    pub fn resume(&self) {
+        self.each(|worker| worker.resume());
+    }
+
+    fn each(&self, work: impl Fn(&mut dyn VirtioWorker) -> Result<(), WorkerError>) {
+        for runner in self.running.lock().unwrap().iter_mut() {
+            if runner.broken.is_some()
+                && let Err(err) = work(&mut *runner.worker)
+            {
+                runner.broken.take().unwrap()(err);
+            }
+        }
+    }
+
     /// How many there are.
     pub fn workers(&self) -> usize {
         self.running.lock().unwrap().len()
