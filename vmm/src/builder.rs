@@ -21,12 +21,12 @@ use crate::control::{ControlSource, EventLoop};
 use crate::error::Error;
 use crate::guest_watch::Watched;
 use crate::handle::{Inside, Shared};
+use crate::helper::HelperWatch;
 use crate::io_thread::WorkerLoop;
 use crate::kvm::Kvm;
 use crate::machine::{Blueprint, Machine};
 use crate::own_backends::{DiskOptions, NetOptions};
 use crate::own_devices::{self, OwnBusDevice, OwnDevices, SharedVirtio};
-use crate::passt::HelperWatch;
 use crate::threads::{ThreadHooks, VmThread};
 use crate::timeline::Timeline;
 use crate::virtio::{self, Placement};
@@ -271,7 +271,9 @@ impl VmBuilder {
             }
             Placement::Nowhere | Placement::IoThread => None,
         };
-        let helpers = match self.config.net.iter().any(|net| net.user) {
+        let networks = self.config.net.iter().any(|net| net.user);
+        let shares = self.config.fs.iter().any(|fs| fs.path.is_some());
+        let helpers = match networks || shares {
             true => Some(HelperWatch::new().map_err(Error::host("event"))?),
             false => None,
         };

@@ -300,7 +300,7 @@ impl MutEventSubscriber for Control {
             token::HELPERS => {
                 if let Some(helpers) = &self.blueprint.helpers {
                     let machine = self.machine.as_mut();
-                    helpers.dispatch(machine.map_or(&mut [], |machine| &mut machine.passt));
+                    helpers.dispatch(machine.map_or(&mut [], |machine| &mut machine.helpers));
                 }
             }
             token @ ..token::SOURCES => {

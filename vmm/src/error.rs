@@ -7,6 +7,7 @@ use ampoule_devices::backend::disk::DiskError;
 use ampoule_devices::backend::tap::TapError;
 use ampoule_devices::backend::unix_socket::SocketError;
 use ampoule_devices::backend::vhost_net::VhostNetError;
+use ampoule_devices::backend::vhost_user::VhostUserError;
 
 use crate::config::ConfigError;
 use crate::kernel::KernelError;
@@ -16,6 +17,7 @@ use crate::own_backends::WrapError;
 use crate::own_devices::OwnDeviceError;
 use crate::passt::PasstError;
 use crate::vcpu::VcpuError;
+use crate::virtiofsd::VirtiofsdError;
 
 /// Why a VM could not be built or started. Nothing of it is left when this is returned.
 ///
@@ -82,6 +84,12 @@ pub enum Error {
     /// There is no user networking.
     #[error("cannot set up user networking")]
     Passt(#[from] PasstError),
+    /// A directory cannot be shared with the guest.
+    #[error("cannot share a directory")]
+    Virtiofsd(#[from] VirtiofsdError),
+    /// Another process cannot be the back end of a device.
+    #[error("cannot use a back end of another process")]
+    VhostUser(#[from] VhostUserError),
     /// The socket device's Unix socket cannot be listened on.
     #[error("cannot set up the socket device")]
     Vsock(#[from] SocketError),
@@ -132,6 +140,8 @@ impl Error {
             Self::Tap(err) => err.remedy(),
             Self::Vhost(err) => err.remedy(),
             Self::Passt(err) => err.remedy(),
+            Self::Virtiofsd(err) => err.remedy(),
+            Self::VhostUser(err) => err.remedy(),
             Self::Vsock(err) => err.remedy(),
             Self::Wrap { source, .. } => source.remedy(),
             Self::Console {

@@ -42,7 +42,7 @@
 //! # What it does to the process
 //! It returns instead of exiting and prints nothing; what it has to say besides errors goes to the crate `log`. Its one global is
 //! an empty handler for the signal that interrupts vCPUs, [`kick_signal`], which a program leaves alone. User networking starts the
-//! helper process passt, no other configuration starts any. A guest's mistakes are counted, and never end the VMM.
+//! helper process passt, a shared directory virtiofsd; no other configuration starts any. A guest's mistakes are counted, and never end the VMM.
 //!
 //! # Threads
 //! One thread for each vCPU (`vcpuN`) runs guest code and answers its accesses to devices; one I/O thread (`io`) moves the data of
@@ -77,6 +77,7 @@ mod events;
 mod exit;
 mod guest_watch;
 mod handle;
+mod helper;
 mod host_cache;
 mod io_thread;
 mod kvm;
@@ -92,6 +93,7 @@ mod sync;
 mod threads;
 mod vcpu;
 mod virtio;
+mod virtiofsd;
 mod vm;
 
 pub use ampoule_devices::virtio::block::Resized;
@@ -114,6 +116,7 @@ pub use passt::PasstError;
 pub use threads::VmThread;
 pub use timeline::Timeline;
 pub use vcpu::{FailureKind, Registers, VcpuError, VcpuFailure, kick_signal};
+pub use virtiofsd::VirtiofsdError;
 pub use vm::Vm;
 
 /// The README's example, as a documentation test.

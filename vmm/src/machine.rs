@@ -20,6 +20,7 @@ use crate::config::VmConfig;
 use crate::device_manager::{DeviceManager, VirtioHost};
 use crate::error::Error;
 use crate::handle::Shared;
+use crate::helper::{Helper, HelperWatch};
 use crate::io_thread::{IoThread, WorkerLoop};
 use crate::kernel::{self, KernelEntryPoint, LoadedKernel};
 use crate::kvm::{Kvm, VmFd};
@@ -27,7 +28,6 @@ use crate::lifecycle::Controls;
 use crate::memory::{self, GuestRam};
 use crate::metrics::{MachineMetrics, VcpuMetrics};
 use crate::own_devices::OwnDevices;
-use crate::passt::{HelperWatch, Passt};
 use crate::threads::{Muster, ThreadHooks};
 use crate::vcpu::{PauseGate, Vcpu, VcpuContext, VcpuTemplate, VcpuThread};
 use crate::virtio::{self, Placement};
@@ -75,8 +75,8 @@ pub(crate) struct Machine {
     /// Where its threads meet, if they have something to do there.
     muster: Option<Arc<Muster>>,
     shared: Arc<Shared>,
-    /// The processes behind its user networks.
-    pub(crate) passt: Vec<Passt>,
+    /// The processes behind some of its devices. They go after those, whose connections they end with.
+    pub(crate) helpers: Vec<Helper>,
     _vm: VmFd,
     ram: GuestRam,
 }
@@ -184,7 +184,7 @@ impl Machine {
             io,
             gate,
             shared: shared.clone(),
-            passt: virtio.helpers,
+            helpers: virtio.helpers,
             _vm: vm,
             ram,
         })

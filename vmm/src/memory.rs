@@ -12,7 +12,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Mmap
 
 use ampoule_arch::layout;
 
-use crate::config::{HugePages, MemoryBacking, MemorySize, VmConfig};
+use crate::config::{HugePages, MemorySize, VmConfig};
 
 /// A guest's RAM: one region below the MMIO hole, and one above it where the guest has that much.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -147,9 +147,9 @@ fn map(size: u64, file: Option<FileOffset>, config: &VmConfig) -> Result<MmapReg
 }
 
 fn sharing(config: &VmConfig) -> libc::c_int {
-    match config.memory_backing {
-        MemoryBacking::Shared => libc::MAP_SHARED,
-        MemoryBacking::Private => libc::MAP_PRIVATE,
+    match config.shares_memory() {
+        true => libc::MAP_SHARED,
+        false => libc::MAP_PRIVATE,
     }
 }
 
@@ -255,6 +255,7 @@ fn advise(region: &MmapRegion, start: GuestAddress, pages: HugePages) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MemoryBacking;
     use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     fn config(size: u64, pages: HugePages, backing: MemoryBacking) -> VmConfig {

@@ -1,23 +1,19 @@
 //! User networking: `passt` as a helper process, which does in sockets of its own what a guest wants of the network.
 //!
 //! It is started when the VM is built, and has answered before the guest runs. Frames go over a socket pair, of which it has one
-//! end as its standard input. It ends with that connection, so that it does not outlive the VM however that ends; dropping
-//! [`Passt`] ends it in any case. What it has to say goes to the log, by the control thread. It is not tied to a thread's end
-//! (PR_SET_PDEATHSIG): the thread that builds a VM need not be the one that runs it.
+//! end as its standard input, and it ends with that connection ([`Helper`]).
 
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use log::Level;
 use thiserror::Error;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::config::{Forward, Protocol};
+use crate::helper::Helper;
 
 const PROGRAM: &str = "passt";
 
@@ -27,9 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// The largest MTU, which the guest is told unless it is to have another. What is longer than 36 KiB a Unix socket may take in two
 /// parts, and Debian 12's passt (2023_03_09) takes a frame of which it has read a part for lost, and all that follows with it.
 pub(crate) const MAX_MTU: u16 = 32_000;
-
-/// The longest message of its that is kept in one piece.
-const MAX_MESSAGE: usize = 4096;
 
 /// What it says about itself where there is no system log.
 const NOISE: &str = "to syslog";
@@ -83,133 +76,36 @@ pub(crate) struct PasstConfig<'a> {
     pub(crate) forward: &'a [Forward],
 }
 
-/// The helper of one network interface. It ends when this is dropped.
-#[derive(Debug)]
-pub(crate) struct Passt {
-    child: Child,
-    name: String,
-    stderr: ChildStderr,
-    /// A message of which the end has not come yet.
-    message: Vec<u8>,
+/// Starts it, and waits until it answers; with it comes the socket for the guest's frames.
+///
+/// # Errors
+/// [`PasstError`].
+pub(crate) fn start(config: &PasstConfig<'_>) -> Result<(Helper, UnixStream), PasstError> {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments(config));
+    run(command, config)
 }
 
-impl Passt {
-    /// Starts it, and waits until it answers; with it comes the socket for the guest's frames.
-    ///
-    /// # Errors
-    /// [`PasstError`].
-    pub(crate) fn start(config: &PasstConfig<'_>) -> Result<(Self, UnixStream), PasstError> {
-        let mut command = Command::new(PROGRAM);
-        command.args(arguments(config));
-        Self::run(command, config)
-    }
-
-    fn run(
-        mut command: Command,
-        config: &PasstConfig<'_>,
-    ) -> Result<(Self, UnixStream), PasstError> {
-        let (ours, theirs) = UnixStream::pair()?;
-        command
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .current_dir("/")
-            // Not in the terminal's group: ^C is for the guest, which may want its network until it has ended.
-            .process_group(0);
-        let mut child = command.spawn().map_err(PasstError::Start)?;
-        // The command holds the other end of the connection, by which its end would go unnoticed.
-        drop(command);
-        let stderr = child.stderr.take();
-        let stderr = stderr.ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        let mut passt = Self {
-            child,
-            name: config.name.to_owned(),
-            stderr,
-            message: Vec::new(),
-        };
-        match wait_for_answer(&ours, config.mac) {
-            Ok(()) => {
-                set_nonblocking(&passt.stderr)?;
-                passt.log(Level::Info);
-                Ok((passt, ours))
-            }
-            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Err(passt.last_words()),
-            Err(err) => Err(err.into()),
+fn run(mut command: Command, config: &PasstConfig<'_>) -> Result<(Helper, UnixStream), PasstError> {
+    let (ours, theirs) = UnixStream::pair()?;
+    command.stdin(OwnedFd::from(theirs));
+    let mut helper =
+        Helper::start(PROGRAM, config.name, command, is_noise).map_err(PasstError::Start)?;
+    match wait_for_answer(&ours, config.mac) {
+        Ok(()) => {
+            helper.answers()?;
+            Ok((helper, ours))
         }
-    }
-
-    /// Why it has ended.
-    fn last_words(mut self) -> PasstError {
-        let mut said = Vec::new();
-        // Its end of the connection has gone, and what it had to say is in the pipe. It is not waited for without end.
-        let killed = self.child.kill();
-        if let Err(err) = killed {
-            return err.into();
+        Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
+            let message = helper.last_words()?;
+            Err(PasstError::Ended { message })
         }
-        let read = (&mut self.stderr).take(1 << 16).read_to_end(&mut said);
-        if let Err(err) = read {
-            return err.into();
-        }
-        let said = String::from_utf8_lossy(&said);
-        let message = said.lines().filter_map(worth_saying).next_back();
-        PasstError::Ended {
-            message: message.unwrap_or("nothing").to_owned(),
-        }
-    }
-
-    /// Logs what it has said; `false` when it has ended. What it says of its start is of less weight than what comes later.
-    fn log(&mut self, level: Level) -> bool {
-        let mut bytes = [0; MAX_MESSAGE];
-        // What there is more of wakes the control thread again.
-        match self.stderr.read(&mut bytes) {
-            Ok(0) => {
-                self.say(level);
-                let status = match self.child.try_wait() {
-                    Ok(Some(status)) => format!(": {status}"),
-                    _ => String::new(),
-                };
-                log::error!("{}: {PROGRAM} has ended{status}", self.name);
-                false
-            }
-            Ok(count) => {
-                for byte in &bytes[..count] {
-                    match byte {
-                        b'\n' => self.say(level),
-                        _ if self.message.len() < MAX_MESSAGE => self.message.push(*byte),
-                        _ => {}
-                    }
-                }
-                true
-            }
-            Err(err) => matches!(
-                err.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-            ),
-        }
-    }
-
-    fn say(&mut self, level: Level) {
-        let message = String::from_utf8_lossy(&self.message);
-        if let Some(message) = worth_saying(&message) {
-            log::log!(level, "{}: {PROGRAM}: {message}", self.name);
-        }
-        self.message.clear();
+        Err(err) => Err(err.into()),
     }
 }
 
-impl Drop for Passt {
-    fn drop(&mut self) {
-        // It is a child until it has been waited for: its number is nobody else's.
-        if let Err(err) = self.child.kill().and_then(|()| self.child.wait()) {
-            log::warn!("{}: cannot end {PROGRAM}: {err}", self.name);
-        }
-    }
-}
-
-fn worth_saying(message: &str) -> Option<&str> {
-    let message = message.trim();
-    let printable = !message.is_empty() && !message.chars().any(char::is_control);
-    (printable && !message.ends_with(NOISE)).then_some(message)
+fn is_noise(message: &str) -> bool {
+    message.ends_with(NOISE)
 }
 
 fn arguments(config: &PasstConfig<'_>) -> Vec<String> {
@@ -287,65 +183,6 @@ fn question(mac: [u8; 6]) -> Vec<u8> {
     frame
 }
 
-fn set_nonblocking(file: &impl AsRawFd) -> io::Result<()> {
-    let fd = file.as_raw_fd();
-    // SAFETY: takes no pointer.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    // SAFETY: takes no pointer.
-    let set = unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) };
-    match (flags, set) {
-        (-1, _) | (_, -1) => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
-/// What the control thread waits on for the helpers of a VM's machines.
-pub(crate) struct HelperWatch(Epoll);
-
-impl HelperWatch {
-    /// One that waits for nobody.
-    ///
-    /// # Errors
-    /// The host has no descriptors left.
-    pub(crate) fn new() -> io::Result<Self> {
-        Epoll::new().map(Self)
-    }
-
-    /// Waits for a helper, until it goes.
-    ///
-    /// # Errors
-    /// The host's.
-    pub(crate) fn add(&self, helper: &Passt) -> io::Result<()> {
-        let fd = helper.stderr.as_raw_fd();
-        let event = EpollEvent::new(EventSet::IN, fd as u64);
-        self.0.ctl(ControlOperation::Add, fd, event)
-    }
-
-    /// Lets those helpers speak that have something to say.
-    pub(crate) fn dispatch(&self, helpers: &mut [Passt]) {
-        let mut events = [EpollEvent::default(); 8];
-        let ready = self.0.wait(0, &mut events).unwrap_or_default();
-        for event in &events[..ready] {
-            let fd = event.data() as RawFd;
-            let helper = helpers.iter_mut().find(|it| it.stderr.as_raw_fd() == fd);
-            if helper.is_none_or(|helper| !helper.log(Level::Warn)) {
-                let removed = self
-                    .0
-                    .ctl(ControlOperation::Delete, fd, EpollEvent::default());
-                if let Err(err) = removed {
-                    log::debug!("a helper was not waited for: {err}");
-                }
-            }
-        }
-    }
-}
-
-impl AsRawFd for HelperWatch {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,10 +197,10 @@ mod tests {
     }
 
     /// Runs a shell in passt's place.
-    fn shell(script: &str) -> Result<(Passt, UnixStream), PasstError> {
+    fn shell(script: &str) -> Result<(Helper, UnixStream), PasstError> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
-        Passt::run(command, &config(&[]))
+        run(command, &config(&[]))
     }
 
     #[test]
@@ -382,7 +219,7 @@ mod tests {
         let mut got = [0; 5];
         socket.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"frame");
-        let pid = passt.child.id();
+        let pid = passt.id();
         drop(passt);
         assert_eq!(socket.read(&mut got).unwrap(), 0);
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
@@ -403,32 +240,6 @@ mod tests {
                 other => panic!("{script}: {other:?}"),
             }
         }
-    }
-
-    #[test]
-    fn what_a_helper_says_is_read_as_it_comes() {
-        let watch = HelperWatch::new().unwrap();
-        let (passt, socket) =
-            shell("cat <&0 >&0; head -c 100000 /dev/zero >&2; echo >&2; echo gone >&2").unwrap();
-        watch.add(&passt).unwrap();
-        let mut helpers = [passt];
-        watch.dispatch(&mut helpers);
-        drop(socket);
-        // Until it has been read to its end, and is waited for no longer.
-        let mut event = [EpollEvent::default()];
-        let mut reads = 0;
-        loop {
-            watch.0.wait(-1, &mut event).unwrap();
-            let helper = &mut helpers[0];
-            assert!(helper.message.len() <= MAX_MESSAGE);
-            reads += 1;
-            if !helper.log(Level::Warn) {
-                break;
-            }
-        }
-        assert!(reads > 100_000 / MAX_MESSAGE, "{reads}");
-        watch.dispatch(&mut helpers);
-        assert_eq!(watch.0.wait(0, &mut event).unwrap(), 0);
     }
 
     #[test]

@@ -9,22 +9,26 @@ use ampoule_devices::backend::frame_stream::FrameStream;
 use ampoule_devices::backend::qcow2::Qcow2Disk;
 use ampoule_devices::backend::tap::Tap;
 use ampoule_devices::backend::vhost_net::VhostNet;
+use ampoule_devices::backend::vhost_user::{VhostUser, VhostUserError};
 use ampoule_devices::rate_limiter::RateLimiter;
 use ampoule_devices::virtio::VirtioDevice;
 use ampoule_devices::virtio::block::{self, Block, BlockConfig, Engine, Resizer};
 use ampoule_devices::virtio::console::{Console, ConsoleLink};
+use ampoule_devices::virtio::fs::{self, Fs};
 use ampoule_devices::virtio::net::{self, Net};
 use ampoule_devices::virtio::rng::{self, Rng};
 use ampoule_devices::virtio::vsock::{Vsock, VsockEndpoint};
 
 use crate::config::{
-    BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat, NetConfig, VmConfig,
+    BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat, FsConfig, NetConfig, VmConfig,
 };
 use crate::error::Error;
+use crate::helper::Helper;
 use crate::memory::GuestRam;
 use crate::own_backends::OwnBackends;
 use crate::own_devices::OwnDevices;
-use crate::passt::{Passt, PasstConfig};
+use crate::passt::{self, PasstConfig};
+use crate::virtiofsd::{Virtiofsd, VirtiofsdConfig};
 
 /// A device with its name in messages.
 pub(crate) type NamedDevice = (String, Box<dyn VirtioDevice>);
@@ -37,7 +41,7 @@ pub(crate) struct Devices {
     /// What changes disks' sizes.
     pub(crate) resizers: Vec<Resizer>,
     /// The processes that some of them need.
-    pub(crate) helpers: Vec<Passt>,
+    pub(crate) helpers: Vec<Helper>,
 }
 
 /// The virtio devices that a configuration asks for.
@@ -83,6 +87,13 @@ pub(crate) fn devices(
         let device = device.map_err(Error::host("timer of a rate limit"))?;
         devices.push((net.id.clone(), Box::new(device)));
     }
+    for (index, share) in config.fs.iter().enumerate() {
+        let name = share.name(index);
+        let (backend, helper) = open_fs(share, &name, ram)?;
+        helpers.extend(helper);
+        let device = Fs::new(&share.tag, backend).map_err(Error::host("file system device"))?;
+        devices.push((name, Box::new(device)));
+    }
     if let Some(link) = console {
         devices.push(("console".into(), Box::new(Console::new(link.clone()))));
     }
@@ -117,7 +128,7 @@ pub(crate) enum Placement {
 /// Where the work of a configuration's devices, and of those that its owner brings, is done.
 pub(crate) fn placement(config: &VmConfig, own: &OwnDevices) -> Placement {
     let busy = !config.disk.is_empty() || !config.net.is_empty() || config.vsock.is_some();
-    if busy || !own.virtio.is_empty() || own.backends.has_devices() {
+    if busy || !config.fs.is_empty() || !own.virtio.is_empty() || own.backends.has_devices() {
         Placement::IoThread
     } else if config.rng || config.console.is_some() {
         Placement::ControlThread
@@ -242,9 +253,9 @@ fn open_user_net(
     interface: &NetConfig,
     name: String,
     own: &OwnBackends,
-) -> Result<(Net, Passt), Error> {
+) -> Result<(Net, Helper), Error> {
     let config = net_config(interface, name);
-    let (passt, socket) = Passt::start(&PasstConfig {
+    let (passt, socket) = passt::start(&PasstConfig {
         name: &config.name,
         mac: config.mac,
         mtu: config.mtu,
@@ -254,6 +265,50 @@ fn open_user_net(
     let backend = own.around_net(&config.name, Arc::new(stream))?;
     let net = Net::new(config, vec![backend]).map_err(Error::host("timer of a rate limit"))?;
     Ok((net, passt))
+}
+
+/// Whoever has the files, and the process that was started for that.
+fn open_fs(
+    share: &FsConfig,
+    name: &str,
+    ram: &GuestRam,
+) -> Result<(VhostUser, Option<Helper>), Error> {
+    let needed = Fs::needed_features();
+    let path = match (&share.socket, &share.path) {
+        (Some(socket), _) => {
+            let backend = VhostUser::connect(socket, ram.clone(), fs::QUEUES, needed)?;
+            return Ok((backend, None));
+        }
+        // `validate` has seen to it that there is one of them.
+        (None, path) => path.as_deref().unwrap_or_else(|| "".as_ref()),
+    };
+    let virtiofsd = Virtiofsd::find()?;
+    let config = VirtiofsdConfig {
+        name,
+        path,
+        read_only: share.readonly,
+    };
+    let mut why = None;
+    for sandbox in virtiofsd.sandboxes(path) {
+        let (mut helper, socket) = virtiofsd.start(&config, *sandbox)?;
+        match VhostUser::open(socket, ram.clone(), fs::QUEUES, needed) {
+            Ok(backend) => {
+                helper.answers().map_err(Error::host("pipe"))?;
+                return Ok((backend, Some(helper)));
+            }
+            Err(VhostUserError::SetUp(_)) => {
+                // What the first has to say is what is wrong.
+                let err = virtiofsd.ended(helper);
+                log::debug!("{name}: {err}");
+                why.get_or_insert(err);
+            }
+            Err(err) => return Err(err.into()),
+        }
+    }
+    Err(why.map_or_else(
+        || Error::host("virtiofsd")(std::io::ErrorKind::NotFound.into()),
+        Error::from,
+    ))
 }
 
 fn net_config(interface: &NetConfig, name: String) -> net::NetConfig {

@@ -5,6 +5,7 @@
 
 mod disk;
 mod forward;
+mod fs;
 mod limits;
 mod net;
 mod rate;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::kernel::KernelEntry;
 pub use disk::{BackingFiles, CacheMode, DiskConfig, DiskEngine, DiskFormat};
 pub use forward::{Forward, ForwardError, Protocol};
+pub use fs::FsConfig;
 pub use limits::VmLimits;
 pub use net::{MacAddress, MacError, NetConfig};
 pub use units::{MemorySize, Span, UnitError};
@@ -73,7 +75,7 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// Pages that back guest RAM.
     pub hugepages: HugePages,
-    /// Whether guest RAM is private to the VMM or a file that other processes can map.
+    /// Whether guest RAM is private to the VMM or a file that other processes can map. With `fs`, it is such a file in any case.
     pub memory_backing: MemoryBacking,
     /// Where the first serial port (COM1, `ttyS0`) leads. Where it is not given, into the program that runs the VM, by
     /// [`VmHandle::console`](crate::VmHandle::console); `ampoule` leads it to its standard streams.
@@ -97,6 +99,9 @@ pub struct VmConfig {
     /// The network interfaces, in the order in which the guest sees them: `eth0`, `eth1` and so on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
+    /// The file systems that the guest shares with its host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fs: Vec<FsConfig>,
     /// The socket device, if the guest has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
@@ -137,6 +142,7 @@ impl Default for VmConfig {
             rng: true,
             disk: Vec::new(),
             net: Vec::new(),
+            fs: Vec::new(),
             vsock: None,
             limits: VmLimits::default(),
         }
@@ -164,7 +170,9 @@ impl VmConfig {
     /// The same without those of the disks.
     fn ids_behind_disks(&self) -> impl Iterator<Item = String> {
         let nets = self.net.iter().enumerate();
+        let shares = self.fs.iter().enumerate();
         nets.map(|(index, interface)| interface.name(index))
+            .chain(shares.map(|(index, fs)| fs.name(index)))
             .chain(self.singles().map(ToOwned::to_owned))
     }
 

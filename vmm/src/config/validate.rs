@@ -1,12 +1,14 @@
 //! The judge of a configuration: everything that can be said without asking the host.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ampoule_arch::layout;
 use ampoule_devices::backend::disk::SECTOR;
 use ampoule_devices::backend::tap;
 use ampoule_devices::virtio::block::MAX_QUEUES;
+use ampoule_devices::virtio::fs::MAX_TAG;
 use ampoule_devices::virtio::net::MAX_PAIRS;
 use ampoule_devices::virtio::vsock::MIN_GUEST_CID;
 
@@ -232,6 +234,34 @@ pub enum ConfigError {
         /// The limit's key.
         key: &'static str,
     },
+    /// A tag that is none.
+    #[error("{name} has the tag \"{}\", and a tag has 1 to {max} bytes", tag.escape_default())]
+    FsTag {
+        /// The device.
+        name: String,
+        /// What was asked for.
+        tag: String,
+        /// The most bytes.
+        max: usize,
+    },
+    /// Two file systems that the guest could not tell apart.
+    #[error("there are two shared file systems with the tag \"{tag}\"")]
+    FsTagTwice {
+        /// The tag.
+        tag: String,
+    },
+    /// A file system without files, or with two kinds of them.
+    #[error("{name} has neither a directory nor a socket, or both")]
+    FsBackend {
+        /// The device.
+        name: String,
+    },
+    /// Read-only by somebody else's back end.
+    #[error("{name} is to be read-only, which its back end at a socket knows nothing of")]
+    FsReadonly {
+        /// The device.
+        name: String,
+    },
     /// A context id that no guest may have.
     #[error("a guest's CID is {min} to {max}, not {cid}")]
     VsockCid {
@@ -319,6 +349,13 @@ impl ConfigError {
             Self::VsockCid { min, .. } => Some(format!(
                 "use for instance --vsock cid={min},socket=PATH; 0 to 2 are the host's, and the highest is anybody's"
             )),
+            Self::FsBackend { .. } => {
+                Some("--fs tag=NAME,path=DIR or --fs tag=NAME,socket=PATH".into())
+            }
+            Self::FsReadonly { .. } => {
+                Some("start that back end so that it writes nothing, or use path=DIR".into())
+            }
+            Self::FsTagTwice { .. } => Some("give each its own, with tag=NAME".into()),
             Self::VsockPath => Some("name one: --vsock cid=3,socket=PATH".into()),
             Self::RateZero { key, .. } => Some(format!("without {key}, there is no limit")),
             Self::BurstAlone { key, .. } => Some(format!("give {key}, the rate in a second, too")),
@@ -328,6 +365,7 @@ impl ConfigError {
             | Self::NetForwardTwice { .. }
             | Self::NetUserMtu { .. }
             | Self::NetMtu { .. }
+            | Self::FsTag { .. }
             | Self::CmdlineTooLong { .. }
             | Self::CmdlineNul { .. }
             | Self::DiskContradiction { .. }
@@ -405,7 +443,7 @@ impl VmConfig {
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
-        let count = self.disk.len() + self.net.len() + self.singles().count();
+        let count = self.disk.len() + self.net.len() + self.fs.len() + self.singles().count();
         if count > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices {
                 count,
@@ -454,6 +492,7 @@ impl VmConfig {
             }
         }
         self.validate_net()?;
+        self.validate_fs()?;
         self.validate_consoles()?;
         self.validate_limits()?;
         // Each kind's names are different already.
@@ -544,6 +583,41 @@ impl VmConfig {
         Ok(())
     }
 
+    fn validate_fs(&self) -> Result<(), ConfigError> {
+        let (mut tags, mut names) = (BTreeSet::new(), BTreeSet::new());
+        for (index, fs) in self.fs.iter().enumerate() {
+            let (name, max) = (fs.name(index), MAX_TAG);
+            if !(1..=max).contains(&fs.tag.len()) || fs.tag.contains('\0') {
+                let tag = fs.tag.clone();
+                return Err(ConfigError::FsTag { name, tag, max });
+            }
+            let is_place =
+                |path: &Option<PathBuf>| path.as_ref().is_some_and(|it| !it.as_os_str().is_empty());
+            match (&fs.path, &fs.socket) {
+                (path @ Some(_), None) if is_place(path) => {}
+                (None, socket @ Some(_)) if is_place(socket) => {
+                    if fs.readonly {
+                        return Err(ConfigError::FsReadonly { name });
+                    }
+                }
+                _ => return Err(ConfigError::FsBackend { name }),
+            }
+            if !tags.insert(&fs.tag) {
+                let tag = fs.tag.clone();
+                return Err(ConfigError::FsTagTwice { tag });
+            }
+            if !names.insert(name.clone()) {
+                return Err(ConfigError::DeviceName { name });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether other processes map guest RAM: so it was asked for, or a device needs it.
+    pub(crate) fn shares_memory(&self) -> bool {
+        self.memory_backing == MemoryBacking::Shared || !self.fs.is_empty()
+    }
+
     fn validate_memory(&self) -> Result<(), ConfigError> {
         let size = self.memory;
         let (min, max) = (
@@ -562,8 +636,7 @@ impl VmConfig {
 
     /// Whether guest RAM is backed by a file descriptor.
     pub(crate) fn needs_memfd(&self) -> bool {
-        self.memory_backing == MemoryBacking::Shared
-            || matches!(self.hugepages, HugePages::Huge2M | HugePages::Huge1G)
+        self.shares_memory() || matches!(self.hugepages, HugePages::Huge2M | HugePages::Huge1G)
     }
 }
 

@@ -350,3 +350,51 @@ fn networks_are_judged() {
         Err(ConfigError::TooManyDevices { .. })
     ));
 }
+
+#[test]
+fn shares_have_tags_of_their_own_and_one_origin() {
+    use crate::config::FsConfig;
+    let with = |fs: Vec<FsConfig>| VmConfig {
+        kernel: Some("k".into()),
+        fs,
+        ..VmConfig::default()
+    };
+    let good = with(vec![FsConfig::path("a", "/a"), FsConfig::socket("b", "/b")]);
+    assert_eq!(good.validate(), Ok(()));
+    assert!(good.shares_memory() && good.needs_memfd());
+    assert!(!with(Vec::new()).needs_memfd());
+    let ids: Vec<_> = good.device_ids().collect();
+    assert_eq!(ids, ["fs0", "fs1", "rng"]);
+    let refusal = |fs| with(fs).validate().unwrap_err();
+    for tag in ["", "a\0b", &"t".repeat(37)] {
+        let err = refusal(vec![FsConfig::path(tag, "/a")]);
+        assert!(matches!(err, ConfigError::FsTag { max: 36, .. }), "{err}");
+    }
+    let twice = refusal(vec![FsConfig::path("a", "/a"), FsConfig::path("a", "/b")]);
+    assert!(matches!(twice, ConfigError::FsTagTwice { .. }), "{twice}");
+    let both = FsConfig {
+        socket: Some("/s".into()),
+        ..FsConfig::path("a", "/a")
+    };
+    for fs in [both, FsConfig::path("a", ""), FsConfig::default()] {
+        let fs = FsConfig {
+            tag: "a".into(),
+            ..fs
+        };
+        let err = refusal(vec![fs]);
+        assert!(matches!(err, ConfigError::FsBackend { .. }), "{err}");
+        assert!(err.remedy().is_some());
+    }
+    let read_only = FsConfig {
+        readonly: true,
+        ..FsConfig::socket("a", "/s")
+    };
+    let err = refusal(vec![read_only]);
+    assert!(matches!(err, ConfigError::FsReadonly { .. }), "{err}");
+    let same = FsConfig {
+        id: Some("rng".into()),
+        ..FsConfig::path("a", "/a")
+    };
+    let err = refusal(vec![same]);
+    assert!(matches!(err, ConfigError::DeviceName { .. }), "{err}");
+}
