@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ampoule_vmm::config::{
-    ConsoleConfig, DiskConfig, HugePages, KernelEntry, MemoryBacking, MemorySize, OnReboot, Span,
-    VmConfig, VmLimits, VsockConfig,
+    ConsoleConfig, DiskConfig, FsConfig, HugePages, KernelEntry, MemoryBacking, MemorySize,
+    OnReboot, Span, VmConfig, VmLimits, VsockConfig,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -23,7 +23,7 @@ use crate::command::args::CommandArgs;
 #[cfg(feature = "image")]
 use crate::images::ImageArgs;
 use crate::net_arg::NetArg;
-use crate::{disk_arg, limits_arg, vsock_arg};
+use crate::{disk_arg, fs_arg, limits_arg, vsock_arg};
 
 const GUEST: &str = "Guest";
 const MACHINE: &str = "Machine";
@@ -49,6 +49,8 @@ Examples:
   ampoule run --copy src:/src --copy-out /src/out:. debian.tar -- make -C /src
   ampoule run --file ./hello -- hello world
   ampoule run --disk debian.ext4
+  ampoule run -v .:/src debian.tar -- make -C /src
+  ampoule run --root / --read-only -- uname -a
   ampoule run --kernel /boot/vmlinuz-$(uname -r) --initrd initramfs.cpio.gz
   ampoule run --kernel vmlinux --memory 2G --cpus 4 --append quiet
   ampoule run --kernel vmlinuz --initrd test.cpio --serial file:console.log --timeout 60s
@@ -203,6 +205,14 @@ pub(crate) struct RunArgs {
     /// for messages.
     #[arg(long, value_name = "user|tap=NAME,…|none", help_heading = DEVICES, value_parser = NetArg::parse)]
     net: Vec<NetArg>,
+    /// Files that the guest shares with this host (virtio-fs), as tag=NAME,path=DIR or tag=NAME,socket=PATH; several times for several
+    ///
+    /// The guest mounts them by their tag: mount -t virtiofs NAME /mnt. With path, the program virtiofsd is started for the directory;
+    /// without root's rights, the user's files are root's in the guest, and only root can create any there. With socket, the back
+    /// end of somebody's own (vhost-user) listens there. Keys: tag; path; socket; readonly, nothing below path can be written;
+    /// id=NAME, for messages. Guest memory is shared with those programs, as with --memory-backing shared.
+    #[arg(long, value_name = "tag=NAME,…", help_heading = DEVICES, value_parser = fs_arg::parse)]
+    fs: Vec<FsConfig>,
     /// An entropy device, fed by the host's random number generator [default: on]
     #[arg(long, value_name = "on|off", help_heading = DEVICES, action = clap::ArgAction::Set, value_parser = on_off_parser())]
     rng: Option<bool>,
@@ -340,6 +350,9 @@ impl RunArgs {
             let interfaces = self.net.into_iter().filter_map(NetArg::interface);
             vm.net = interfaces.collect();
         }
+        if !self.fs.is_empty() {
+            vm.fs = self.fs;
+        }
         *timeline = self.timeline.or(timeline.take());
         *metrics = self.metrics.or(metrics.take());
         *log_file = self.log_file.or(log_file.take());
@@ -452,7 +465,7 @@ mod tests {
     fn every_flag_reaches_its_field() {
         let args = "--kernel k --initrd i --cmdline c --append a --entry pvh --cpus 3 --memory 2G --hugepages 2M \
                     --memory-backing shared --serial file:log --console pty --on-reboot restart --grace 1500ms --timeout 2m \
-                    --timeline t.json --metrics m.json --log-file l --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly --net tap=t --net fd=3 \
+                    --timeline t.json --metrics m.json --log-file l --log-level debug --rng off --disk path=a.img --disk path=b.img,readonly --net tap=t --net fd=3 --fs tag=a,path=b \
                     --vsock cid=7,socket=v.sock --limits log=2M,requests=8";
         let args: Vec<_> = args.split_whitespace().collect();
         let expected = RunConfig {
@@ -480,6 +493,7 @@ mod tests {
                     },
                 ],
                 net: vec![NetConfig::tap("t"), NetConfig::fd(3)],
+                fs: vec![FsConfig::path("a", "b")],
                 vsock: Some(VsockConfig {
                     cid: 7,
                     socket: Some("v.sock".into()),
@@ -514,6 +528,7 @@ mod tests {
             ["--disk", "path="],
             ["--net", "tap0"],
             ["--vsock", "3"],
+            ["--fs", "src"],
         ] {
             assert!(parse(&args).is_err(), "{args:?}");
         }

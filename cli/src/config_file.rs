@@ -161,6 +161,10 @@ fn start_paths_at(directory: &Path, config: &mut RunConfig) {
         .iter_mut()
         .map(|disk| &mut disk.path)
         .for_each(place);
+    vm.fs
+        .iter_mut()
+        .flat_map(|fs| fs.path.iter_mut().chain(&mut fs.socket))
+        .for_each(place);
     vm.vsock
         .iter_mut()
         .filter_map(|vsock| vsock.socket.as_mut())
@@ -308,7 +312,7 @@ mod tests {
         let text = "kernel = \"/k\"\ninitrd = \"/i\"\nappend = \"a\\\"b\"\nhugepages = \"2M\"\n\
                     serial = \"socket:/s\"\nconsole = \"pty\"\ntimeout = \"90s\"\ntimeline = \"-\"\nmetrics = \"/m\"\nlog-file = \"/l\"\nlog-level = \"trace\"\nrng = false\n\
                     [[disk]]\npath = \"/d\"\nformat = \"qcow2\"\nbacking = \"allow\"\nqueues = 2\nengine = \"io_uring\"\ndirect = true\niops = 100\nbandwidth = \"1M\"\nbandwidth-burst = \"8M\"\nlock = false\nsize = \"1G\"\ncache = \"unsafe\"\n\
-                    [[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:01\"\nmtu = 1400\nqueues = 2\npps = 1000\nbandwidth = \"10M\"\nbandwidth-burst = \"1M\"\n[[net]]\nuser = true\nforward = [\"8080:80\", \"udp:53:53\"]\n[[net]]\nfd = 3\nvhost = true\nid = \"lan\"\n\
+                    [[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:01\"\nmtu = 1400\nqueues = 2\npps = 1000\nbandwidth = \"10M\"\nbandwidth-burst = \"1M\"\n[[net]]\nuser = true\nforward = [\"8080:80\", \"udp:53:53\"]\n[[net]]\nfd = 3\nvhost = true\nid = \"lan\"\n[[fs]]\ntag = \"a\"\npath = \"/b\"\nreadonly = true\n[[fs]]\ntag = \"c\"\nsocket = \"/d\"\n\
                     [vsock]\ncid = 3\nsocket = \"/v\"\n";
         let config = parse(text).unwrap();
         assert_eq!(parse(&to_toml(&config).unwrap()).unwrap(), config);
@@ -385,7 +389,7 @@ mod tests {
     #[test]
     fn paths_start_at_the_file() {
         let mut config =
-            parse("kernel = \"k\"\ninitrd = \"/i\"\nserial = \"file:log\"\nconsole = \"socket:c\"\ntimeline = \"-\"\nmetrics = \"m\"\nlog-file = \"l\"\n[[disk]]\npath = \"d\"\n[vsock]\ncid = 3\nsocket = \"v\"\n")
+            parse("kernel = \"k\"\ninitrd = \"/i\"\nserial = \"file:log\"\nconsole = \"socket:c\"\ntimeline = \"-\"\nmetrics = \"m\"\nlog-file = \"l\"\n[[disk]]\npath = \"d\"\n[[fs]]\ntag = \"p\"\npath = \"p\"\n[[fs]]\ntag = \"s\"\nsocket = \"s\"\n[vsock]\ncid = 3\nsocket = \"v\"\n")
                 .unwrap();
         start_paths_at(Path::new("/etc/vm"), &mut config);
         assert_eq!(config.vm.kernel.as_deref(), Some(Path::new("/etc/vm/k")));
@@ -398,6 +402,10 @@ mod tests {
         assert_eq!(config.metrics.as_deref(), Some(Path::new("/etc/vm/m")));
         assert_eq!(config.log_file.as_deref(), Some(Path::new("/etc/vm/l")));
         assert_eq!(config.vm.disk[0].path, Path::new("/etc/vm/d"));
+        let path = config.vm.fs[0].path.as_deref();
+        assert_eq!(path, Some(Path::new("/etc/vm/p")));
+        let socket = config.vm.fs[1].socket.as_deref();
+        assert_eq!(socket, Some(Path::new("/etc/vm/s")));
         let socket = config.vm.vsock.and_then(|vsock| vsock.socket);
         assert_eq!(socket.as_deref(), Some(Path::new("/etc/vm/v")));
     }

@@ -17,6 +17,7 @@ mod doctor;
 mod entry;
 mod folders;
 mod footprint;
+mod fs_arg;
 #[cfg(feature = "image")]
 mod images;
 mod key_list;

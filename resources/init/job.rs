@@ -64,6 +64,13 @@ pub enum Root {
         /// The command may not write.
         read_only: bool,
     },
+    /// A shared directory, never written to, with what is written over it in memory.
+    Shared {
+        /// Its tag.
+        tag: Vec<u8>,
+        /// The command may not write.
+        read_only: bool,
+    },
 }
 
 /// A file system to mount.
@@ -116,6 +123,7 @@ const GATEWAY: u8 = 13;
 const DNS: u8 = 14;
 const COPY_IN: u8 = 15;
 const COPY_OUT: u8 = 16;
+const SHARED_ROOT: u8 = 20;
 
 impl Job {
     /// The bytes of a [`super::protocol::Frame::Job`].
@@ -144,14 +152,17 @@ impl Job {
         if self.input {
             field(INPUT, &[]);
         }
-        if let Root::Disk {
-            serial,
-            file_system,
-            overlay,
-            read_only,
-        } = &self.root
-        {
-            field(ROOT, &list(*read_only, [serial, file_system, overlay]));
+        match &self.root {
+            Root::Initramfs => {}
+            Root::Disk {
+                serial,
+                file_system,
+                overlay,
+                read_only,
+            } => field(ROOT, &list(*read_only, [serial, file_system, overlay])),
+            Root::Shared { tag, read_only } => {
+                field(SHARED_ROOT, &[&[u8::from(*read_only)], &tag[..]].concat());
+            }
         }
         for mount in &self.mounts {
             let texts = [&mount.source, &mount.target, &mount.file_system];
@@ -217,6 +228,13 @@ impl Job {
                     file_system,
                     overlay,
                     read_only,
+                };
+            }
+            SHARED_ROOT => {
+                let (read_only, tag) = value.split_first()?;
+                self.root = Root::Shared {
+                    tag: tag.to_vec(),
+                    read_only: *read_only != 0,
                 };
             }
             MOUNT => {

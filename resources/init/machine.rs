@@ -8,7 +8,7 @@ use core::ffi::CStr;
 
 use crate::job::{Job, Mount, Root};
 use crate::sys::{self, Errno, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
-use crate::{Context, Problem, die, files, network};
+use crate::{Context, Problem, die, files, network, shared};
 
 /// Where the initramfs has the drivers' modules, and the list of them: a file name a line, in the order to load them.
 const MODULES: &[u8] = b"/modules/";
@@ -166,7 +166,8 @@ pub(crate) fn set_up(job: &Job) -> Result<Vec<String>, Problem> {
         sys::set_host_name(&job.host_name).context("cannot set the host name")?;
     }
     let servers = network::set_up(&job.network, &mut notices);
-    name_files(&job.host_name, &servers, &mut notices);
+    let is_shared = matches!(job.root, Root::Shared { .. });
+    name_files(&job.host_name, &servers, is_shared, &mut notices);
     Ok(notices)
 }
 
@@ -178,7 +179,7 @@ fn rest_of_file_systems(root: &Root) -> Result<(), Problem> {
         (c"devpts", c"/dev/pts", flags, pts),
         (c"tmpfs", c"/dev/shm", memory, c"mode=1777"),
     ]);
-    // Elsewhere these are the image's own, as what it has there may be needed.
+    // Elsewhere these are the image's own, as what it has there may be needed; what the host has there is not the guest's.
     if !matches!(
         root,
         Root::Disk {
@@ -229,7 +230,12 @@ fn mount(it: &Mount) -> Result<(), Problem> {
 
 /// The files that say who is who. An image's own are respected, where they say something; but its name servers, if it has any,
 /// are those of the machine that it was made on.
-fn name_files(host_name: &[u8], servers: &[[u8; 4]], notices: &mut Vec<String>) {
+fn name_files(
+    host_name: &[u8],
+    servers: &[[u8; 4]],
+    is_shared: bool,
+    notices: &mut Vec<String>,
+) {
     let mut hosts =
         Vec::from(b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" as &[u8]);
     if !host_name.is_empty() {
@@ -242,7 +248,11 @@ fn name_files(host_name: &[u8], servers: &[[u8; 4]], notices: &mut Vec<String>) 
     let is_empty = |path| files::read(path).is_ok_and(|it| it.is_empty()) || !sys::exists(path);
     let mut write = |path: &CStr, content: &[u8]| {
         let _ = sys::mkdir(c"/etc", 0o755);
-        if let Err(err) = files::replace(path, content) {
+        let written = files::replace(path, content).or_else(|err| match is_shared {
+            true => shared::cover(path, content),
+            false => Err(err),
+        });
+        if let Err(err) = written {
             notices.push(format!("cannot write {path:?}: {err}"));
         }
     };

@@ -30,6 +30,7 @@ mod network;
 mod protocol;
 mod relay;
 mod root;
+mod shared;
 mod sys;
 mod tree;
 

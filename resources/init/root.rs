@@ -1,4 +1,4 @@
-//! The root file system: a disk's, which nobody writes to, under a layer that takes what is written.
+//! The root file system: a disk's or a shared directory, which nobody writes to, under a layer that takes what is written.
 
 use alloc::ffi::CString;
 use alloc::format;
@@ -6,7 +6,7 @@ use core::ffi::CStr;
 
 use crate::job::Root;
 use crate::sys::{self, MS_MOVE, MS_RDONLY, MS_REMOUNT};
-use crate::{Context, Problem, files};
+use crate::{Context, Problem, files, shared};
 
 /// Milliseconds that a disk may take to be there. Those that the machine has at its start are, when their driver is loaded.
 const PATIENCE: u32 = 5000;
@@ -17,30 +17,54 @@ const NEW: &CStr = c"/new";
 
 /// Makes it `/`.
 pub(crate) fn enter(root: &Root) -> Result<(), Problem> {
-    let Root::Disk {
-        serial,
-        file_system,
-        overlay,
-        ..
-    } = root
-    else {
-        // What was for the machine's start is of no more use.
-        for file in [c"/init", c"/modules/list"] {
-            let _ = sys::unlink(file);
+    match root {
+        Root::Initramfs => {
+            // What was for the machine's start is of no more use.
+            for file in [c"/init", c"/modules/list"] {
+                let _ = sys::unlink(file);
+            }
+            let _ = sys::rmdir(c"/modules");
+            return Ok(());
         }
-        let _ = sys::rmdir(c"/modules");
-        return Ok(());
-    };
-    let disk = disk(serial)?;
-    let kind = files::text(file_system)?;
+        Root::Disk {
+            serial,
+            file_system,
+            overlay,
+            ..
+        } => {
+            folders()?;
+            let (device, kind) = (disk(serial)?, files::text(file_system)?);
+            sys::mount(&device, LOWER, &kind, MS_RDONLY, c"").context(&format!(
+                "cannot mount the {} file system of the disk {}",
+                file_system.escape_ascii(),
+                serial.escape_ascii()
+            ))?;
+            layer(overlay)?;
+            mount_overlay()?;
+        }
+        Root::Shared { tag, read_only } => {
+            folders()?;
+            // Where nothing is written, it is the root by itself.
+            let place = if *read_only { NEW } else { LOWER };
+            shared::mount(tag, place)?;
+            if !read_only {
+                layer(&[])?;
+                shared::with_what_it_may_read(mount_overlay)?;
+            }
+        }
+    }
+    switch(NEW)
+}
+
+fn folders() -> Result<(), Problem> {
     for folder in [LOWER, LAYER, NEW] {
         sys::mkdir(folder, 0o755).context("cannot make a folder in the initramfs")?;
     }
-    sys::mount(&disk, LOWER, &kind, MS_RDONLY, c"").context(&format!(
-        "cannot mount the {} file system of the disk {}",
-        file_system.escape_ascii(),
-        serial.escape_ascii()
-    ))?;
+    Ok(())
+}
+
+/// Where what is written goes: to the disk of this serial number, or to memory.
+fn layer(overlay: &[u8]) -> Result<(), Problem> {
     if overlay.is_empty() {
         sys::mount(c"tmpfs", LAYER, c"tmpfs", 0, c"mode=755")
             .context("cannot mount memory for what is written")?;
@@ -55,9 +79,12 @@ pub(crate) fn enter(root: &Root) -> Result<(), Problem> {
     for folder in [c"/layer/upper", c"/layer/work"] {
         sys::mkdir(folder, 0o755).context("cannot make a folder for what is written")?;
     }
+    Ok(())
+}
+
+fn mount_overlay() -> Result<(), Problem> {
     let layers = c"lowerdir=/lower,upperdir=/layer/upper,workdir=/layer/work";
-    sys::mount(c"overlay", NEW, c"overlay", 0, layers).context("cannot mount the overlay")?;
-    switch(NEW)
+    sys::mount(c"overlay", NEW, c"overlay", 0, layers).context("cannot mount the overlay")
 }
 
 /// Makes what is mounted there `/`. The kernel's file systems go along.

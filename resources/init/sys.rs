@@ -18,6 +18,7 @@ pub(crate) struct Errno(pub(crate) i32);
 pub(crate) type Result<T> = core::result::Result<T, Errno>;
 
 impl Errno {
+    pub(crate) const PERM: Self = Self(1);
     pub(crate) const NOENT: Self = Self(2);
     pub(crate) const INTR: Self = Self(4);
     pub(crate) const AGAIN: Self = Self(11);
@@ -344,6 +345,7 @@ pub(crate) const NO_TERMINAL: u32 = 0o400;
 pub(crate) const NO_FOLLOW: u32 = 0o40_0000;
 /// A name for a file, and nothing else.
 pub(crate) const PATH: u32 = 0o1000_0000;
+pub(crate) const NO_ACCESS_TIME: u32 = 0o100_0000;
 const CLOSE_ON_EXEC: u32 = 0o200_0000;
 
 pub(crate) fn open(path: &CStr, flags: u32) -> Result<Fd> {
@@ -423,6 +425,14 @@ pub(crate) fn symlink(target: &CStr, path: &CStr) -> Result<()> {
     call!(88, target.as_ptr(), path.as_ptr()).map(drop)
 }
 
+/// Where a symbolic link leads.
+pub(crate) fn read_link(path: &CStr) -> Result<Vec<u8>> {
+    let mut target = alloc::vec![0; 4096];
+    let count = call!(89, path.as_ptr(), target.as_mut_ptr(), target.len())?;
+    target.truncate(count);
+    Ok(target)
+}
+
 pub(crate) fn chmod(path: &CStr, mode: u32) -> Result<()> {
     call!(90, path.as_ptr(), mode).map(drop)
 }
@@ -475,6 +485,7 @@ pub(crate) const MS_NOSUID: usize = 2;
 pub(crate) const MS_NODEV: usize = 4;
 pub(crate) const MS_NOEXEC: usize = 8;
 pub(crate) const MS_REMOUNT: usize = 32;
+pub(crate) const MS_BIND: usize = 4096;
 pub(crate) const MS_MOVE: usize = 8192;
 
 pub(crate) fn mount(
@@ -602,6 +613,34 @@ pub(crate) fn duplicate(fd: &Fd, to: i32) -> Result<()> {
         true => call!(72, to, 2, 0).map(drop),
         false => call!(292, fd.0, to, 0).map(drop),
     }
+}
+
+/// Sets of capabilities, of 64 bits in two halves: effective, permitted, inheritable.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Capabilities([[u32; 3]; 2]);
+
+/// _LINUX_CAPABILITY_VERSION_3, for this process.
+const CAPABILITIES: [u32; 2] = [0x2008_0522, 0];
+
+/// What this program may do.
+pub(crate) fn capabilities() -> Result<Capabilities> {
+    let (header, mut sets) = (CAPABILITIES, Capabilities([[0; 3]; 2]));
+    call!(125, header.as_ptr(), &raw mut sets)?;
+    Ok(sets)
+}
+
+/// Changes that.
+pub(crate) fn set_capabilities(sets: &Capabilities) -> Result<()> {
+    let header = CAPABILITIES;
+    call!(126, header.as_ptr(), &raw const *sets).map(drop)
+}
+
+/// The same, but for now not to act for a file's owner (CAP_FOWNER).
+pub(crate) fn without_ownership(mut sets: Capabilities) -> Capabilities {
+    const FOWNER: u32 = 3;
+    sets.0[0][0] &= !(1 << FOWNER);
+    sets
 }
 
 /// Becomes another user for good.

@@ -10,6 +10,7 @@ use clap::Args;
 use super::copy;
 use super::overlay::{self, OverlayArg};
 use super::registry::{PullPolicy, REGISTRY, RegistryArgs};
+use super::volume::Volume;
 
 const COMMAND: &str = "Command (with IMAGE)";
 
@@ -25,6 +26,12 @@ pub(crate) struct CommandArgs {
     /// `ampoule image` shows and removes them.
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Option<PathBuf>,
+    /// Run a command over this directory of the host, live, instead of from an image: --root /
+    ///
+    /// Nothing is ever written to it: what the command writes is kept in the guest's memory, or refused with --read-only. /dev, /proc,
+    /// /sys, /run and /tmp are the guest's own.
+    #[arg(long, value_name = "DIR", help_heading = COMMAND, requires = "command")]
+    pub(crate) root: Option<PathBuf>,
     /// The command and its arguments, instead of those that the image names
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
@@ -53,6 +60,12 @@ pub(crate) struct CommandArgs {
     /// Have the command write nothing
     #[arg(long, help_heading = COMMAND)]
     pub(crate) read_only: bool,
+    /// Share a directory of this host with the command, live: .:/src
+    ///
+    /// Both sides see at once what the other writes. With :ro, nothing is written there. It needs virtiofsd (package virtiofsd;
+    /// qemu-system-common in Debian 12). Without root's rights, the user's files are root's in the guest, and only root can create any.
+    #[arg(short, long, value_name = "HOST:GUEST[:ro]", help_heading = COMMAND, value_parser = Volume::parse)]
+    pub(crate) volume: Vec<Volume>,
     /// Lead a port of this host into the guest: 8080:80
     #[arg(short, long, value_name = "[ADDRESS:]PORT:GUESTPORT[/udp]", help_heading = COMMAND)]
     pub(crate) publish: Vec<Forward>,

@@ -6,12 +6,12 @@ use super::args::CommandArgs;
 use crate::report::Failure;
 
 /// Where a command is run from.
-const HELP: &str = "say what to run it from: ampoule run IMAGE -- CMD, or without an image: ampoule run --file PROGRAM -- CMD";
+const HELP: &str = "say what to run it from: ampoule run IMAGE -- CMD, over a directory: ampoule run --root DIR -- CMD, or without either: ampoule run --file PROGRAM -- CMD";
 
 impl CommandArgs {
     /// Whether a command is to be run; else it is a VM as the other flags describe it.
     pub(crate) fn is_asked(&self) -> bool {
-        self.image.is_some() || !self.file.is_empty()
+        self.image.is_some() || self.root.is_some() || !self.file.is_empty()
     }
 
     /// The first of the flags of which this is true.
@@ -31,6 +31,7 @@ impl CommandArgs {
             ("--hostname", self.hostname.is_some()),
             ("--read-only", self.read_only),
             ("--publish", !self.publish.is_empty()),
+            ("--volume", !self.volume.is_empty()),
             ("--copy", !self.copy.is_empty()),
             ("--copy-out", !self.copy_out.is_empty()),
             ("--overlay", self.overlay.is_some()),
@@ -45,7 +46,7 @@ impl CommandArgs {
     /// Something that is about an image only.
     fn about_images(&self) -> Option<&'static str> {
         Self::first(&[
-            ("--read-only", self.read_only),
+            ("--read-only", self.read_only && self.root.is_none()),
             ("--overlay", self.overlay.is_some()),
             ("--image-name", self.image_name.is_some()),
             ("--max-image-size", self.max_image_size.is_some()),
@@ -69,6 +70,12 @@ pub(crate) fn check(arguments: &CommandArgs, vm: &VmConfig) -> Result<(), Failur
         return refused(
             "--file runs a program without an image, and there is an IMAGE",
             "to have the file in the image: --copy HOST:GUEST",
+        );
+    }
+    if arguments.root.is_some() && (arguments.image.is_some() || !arguments.file.is_empty()) {
+        return refused(
+            "--root runs a command over a directory, and there is an IMAGE or a --file besides",
+            "leave out one of them",
         );
     }
     if let (None, Some(flag)) = (&arguments.image, arguments.about_images()) {

@@ -14,6 +14,7 @@ mod phases;
 pub(crate) mod progress;
 pub(crate) mod registry;
 mod remote;
+mod volume;
 
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
@@ -72,13 +73,15 @@ pub(crate) fn run(
                 .with_help("leave out --tty, or --interactive"),
         );
     }
+    let mut vm = config.vm;
+    let mounts = volume::share(&arguments.volume, &mut vm)?;
+    let root = volume::root(arguments, &mut vm)?;
     let copies = copy::copies(arguments)?;
     let image = match &arguments.image {
         Some(path) => Some(image(path, arguments)?),
         None => None,
     };
     timeline.host("image");
-    let mut vm = config.vm;
     if !is_network_chosen {
         vm.net = usual_network(arguments)?;
     }
@@ -98,9 +101,11 @@ pub(crate) fn run(
     if !vm.net.is_empty() {
         job.network = Network::Dhcp;
     }
+    job.mounts = mounts;
     let mut overlay = None;
-    match &image {
-        Some(image) => {
+    match (&image, root) {
+        (_, Some(root)) => job.root = root,
+        (Some(image), None) => {
             job.root = Root::Disk {
                 serial: ROOT.into(),
                 file_system: image.file_system().name().into(),
@@ -122,7 +127,7 @@ pub(crate) fn run(
                 }
             }
         }
-        None => copy::set_path(&mut job.environment),
+        (None, None) => copy::set_path(&mut job.environment),
     }
     boot_files(&mut vm, &job.root)?;
     timeline.host("initramfs");
@@ -188,6 +193,12 @@ fn boot_files(vm: &mut VmConfig, root: &Root) -> Result<(), Failure> {
         if !overlay.is_empty() && !needed.contains(&Driver::Ext4) {
             needed.push(Driver::Ext4);
         }
+    }
+    if matches!(root, Root::Shared { .. }) {
+        needed.push(Driver::Overlay);
+    }
+    if !vm.fs.is_empty() {
+        needed.push(Driver::Virtiofs);
     }
     if !vm.net.is_empty() {
         needed.extend([Driver::VirtioNet, Driver::Packet]);
