@@ -50,6 +50,8 @@ mod storage;
 mod user;
 #[path = "linux/virtio.rs"]
 mod virtio;
+#[path = "linux/volumes.rs"]
+mod volumes;
 #[path = "linux/vsock.rs"]
 mod vsock;
 
@@ -142,6 +144,14 @@ fn main() -> ExitCode {
             every_engine_and_format_keeps_what_is_written
             a_disk_grows_while_it_is_in_use
             the_entropy_device_feeds_hwrng;
+        volumes:
+            both_sides_read_and_write
+            a_server_that_is_killed_leaves_errors_and_the_guest
+            nothing_is_left_when_ampoule_is_killed
+            the_hosts_own_files_are_a_root
+            a_mapped_file_is_the_hosts
+            what_cannot_be_shared_is_said_before_anything_starts
+            a_shared_directory_goes_on_after_a_pause;
         vsock:
             the_host_talks_to_the_guest
             the_guest_talks_to_the_host

@@ -66,6 +66,11 @@ pub(crate) fn place() -> &'static Place {
     })
 }
 
+/// The root file system of the tests' commands.
+pub(crate) fn root() -> &'static Path {
+    &place().root
+}
+
 /// A kernel with its modules beside it, as a distribution has them.
 pub(crate) fn kernel_of(version: &str) -> PathBuf {
     place().root.with_file_name(version).join("boot/vmlinuz")

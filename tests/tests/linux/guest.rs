@@ -54,6 +54,8 @@ const MODULES: &[&str] = &[
     "vsock",
     "vmw_vsock_virtio_transport_common",
     "vmw_vsock_virtio_transport",
+    "fuse",
+    "virtiofs",
 ];
 
 /// Those of 6.12, in /lib/6.12; the rest of virtio is built in.
@@ -72,7 +74,7 @@ const MODULES_6_12: &[&str] = &[
 /// A shell command that loads the modules of virtio.
 pub(crate) const LOAD_VIRTIO: &str = "d=/lib; case $(uname -r) in 6.12*) d=/lib/6.12;; esac; for m in virtio_ring virtio virtio_mmio virtio_blk virtio_console virtio-rng \
      failover net_failover virtio_net \
-     vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do \
+     vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport fuse virtiofs; do \
      if test -e $d/$m.ko; then insmod $d/$m.ko || break; fi; done";
 
 /// Mounts the tools' disk at /usr. The shell takes an applet of busybox's own where there is one: write `/usr/bin/ping`.

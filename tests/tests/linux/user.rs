@@ -56,7 +56,7 @@ impl User {
 }
 
 /// The group that may open /dev/kvm: the distribution's, or one that is given it where there is none, as in a lab host.
-fn kvm_group() -> u32 {
+pub(crate) fn kvm_group() -> u32 {
     static GROUP: OnceLock<u32> = OnceLock::new();
     *GROUP.get_or_init(|| {
         let metadata = fs::metadata("/dev/kvm").unwrap();
