@@ -230,12 +230,7 @@ fn mount(it: &Mount) -> Result<(), Problem> {
 
 /// The files that say who is who. An image's own are respected, where they say something; but its name servers, if it has any,
 /// are those of the machine that it was made on.
-fn name_files(
-    host_name: &[u8],
-    servers: &[[u8; 4]],
-    is_shared: bool,
-    notices: &mut Vec<String>,
-) {
+fn name_files(host_name: &[u8], servers: &[[u8; 4]], is_shared: bool, notices: &mut Vec<String>) {
     let mut hosts =
         Vec::from(b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" as &[u8]);
     if !host_name.is_empty() {
