@@ -90,7 +90,9 @@ impl VirtiofsdError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Missing => Some(
-                "install it: apt install virtiofsd, or qemu-system-common in Debian 12".into(),
+                "install it: apt install virtiofsd, or qemu-system-common in Debian 12; a small directory \
+                 can be copied without it: --copy"
+                    .into(),
             ),
             Self::Path { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("make it first: mkdir; nothing is made on the host unasked".into())

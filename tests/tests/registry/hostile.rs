@@ -174,7 +174,9 @@ pub(crate) fn what_has_no_end_is_cut_off() {
         let challenge = format!(r#"Bearer realm="http://{host}/token",service="test""#);
         Some(Reply::new(401, Body::Whole(Vec::new())).header("www-authenticate", &challenge))
     });
-    Place::new().refused_soon(&server.name("a/b:v1"));
+    let error = Place::new().refused_soon(&server.name("a/b:v1"));
+    let is_told = ["takes too long", "more than the 1 GiB of memory"];
+    assert!(is_told.iter().any(|it| error.contains(it)), "{error}");
 }
 
 pub(crate) fn what_is_no_manifest_is_refused() {

@@ -8,6 +8,7 @@
 mod answer;
 mod credentials;
 mod fault;
+mod memory;
 #[path = "../../command/progress.rs"]
 mod progress;
 mod registry;
@@ -23,7 +24,7 @@ use ampoule_store::{
 };
 use clap::Parser;
 use futures_util::stream::{self, TryStreamExt};
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::Signal;
 
 use answer::Answer;
 use fault::Fault;
@@ -38,10 +39,6 @@ const AT_ONCE: usize = 3;
 
 /// An index may lead to an index, once for the platforms; more is no image.
 const MAX_INDEXES: usize = 4;
-
-/// Address space while a registry is spoken to. What is read is bounded where it is read in here, but not in the libraries: a hostile
-/// answer to a request for a token would otherwise take all memory there is.
-const MAX_MEMORY: u64 = 1 << 30;
 
 /// Brings an image from a registry into Ampoule's cache. It is for `ampoule`, which runs it: see `ampoule image pull`.
 #[derive(Debug, Parser)]
@@ -112,7 +109,7 @@ fn pull(args: &Args) -> Result<Answer, Fault> {
         .enable_all()
         .build()
         .map_err(|err| Fault::new(format!("cannot start: {err}")))?;
-    let memory = limit_memory();
+    let limit = memory::Limit::new();
     let job = Job {
         store: &store,
         args,
@@ -121,8 +118,7 @@ fn pull(args: &Args) -> Result<Answer, Fault> {
     };
     let found = runtime.block_on(job.fetch());
     drop(runtime);
-    rustix::process::setrlimit(Resource::As, memory)
-        .map_err(|err| Fault::new(format!("cannot lift the limit of memory: {err}")))?;
+    drop(limit);
     let found = found.and_then(|found| match found {
         Found::Here(image, manifest) => Ok(Answer::new(&image, manifest, true)),
         Found::Fetched {
@@ -137,18 +133,6 @@ fn pull(args: &Args) -> Result<Answer, Fault> {
     });
     bar.into_inner().finish();
     found.map_err(|fault| fault.of(&format!("cannot pull {}", args.reference)))
-}
-
-/// Limits the address space; what the limit was.
-fn limit_memory() -> Rlimit {
-    let before = rustix::process::getrlimit(Resource::As);
-    let limit = Rlimit {
-        current: Some(before.current.map_or(MAX_MEMORY, |now| now.min(MAX_MEMORY))),
-        ..before
-    };
-    // Lowering it is allowed to everybody.
-    let _ = rustix::process::setrlimit(Resource::As, limit);
-    before
 }
 
 /// What a registry has led to.
