@@ -83,6 +83,8 @@ pub(crate) fn as_users(version: &str, mut command: Command) -> Command {
     command
         .env("AMPOULE_KERNEL", boot)
         .env("XDG_CACHE_HOME", &place.cache)
+        .env("HOME", &place.cache)
+        .env_remove("XDG_RUNTIME_DIR")
         .current_dir("/");
     user().inspect(|user| user.runs(&mut command));
     command
