@@ -176,11 +176,8 @@ pub(crate) fn large_frames_and_a_flood() {
         &mut vm,
         "! /usr/bin/ping -M do -s 9000 -c 1 -w 5 10.83.15.1",
     );
-    expect(
-        &mut vm,
-        "/usr/bin/ping -f -q -c 1000 -w 100 10.83.15.1",
-        "1000 received",
-    );
+    // A flood is a packet or two longer than it was asked for; the status says whether a thousand answers have come.
+    ask(&mut vm, "/usr/bin/ping -f -q -c 1000 -w 100 10.83.15.1");
     vm.send("poweroff -f\n");
     vm.end().expect_code(0).expect_silence();
 }
