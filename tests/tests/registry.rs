@@ -40,7 +40,8 @@ fn main() -> ExitCode {
             words_for_a_terminal_are_taken_away;
         cache:
             several_names_and_prefixes_are_told_apart
-            what_is_used_stays;
+            what_is_used_stays
+            what_was_made_for_vms_goes_when_it_is_old;
     };
     let with_registry = ampoule_tests::tests! {
         daemon:

@@ -348,16 +348,22 @@ fn prune(store: &Store, older_than: Duration) -> Result<u8, Failure> {
     let known = store.list().map_err(failed)?;
     let pruned = store.prune(older_than).map_err(failed)?;
     let cache = ampoule_store::cache_folder().map_err(failed)?;
-    let initramfs = initramfs::prune(&cache.join("initramfs"), older_than).map_err(|err| {
-        let why = report::io_text(&err);
-        Failure::new(format!("cannot remove an initial RAM disk: {why}"))
-    })?;
+    let mut others = 0;
+    for (folder, what) in [
+        ("initramfs", "an initial RAM disk"),
+        ("kernels", "an unpacked kernel"),
+    ] {
+        others += initramfs::prune(&cache.join(folder), older_than).map_err(|err| {
+            let why = report::io_text(&err);
+            Failure::new(format!("cannot remove {what}: {why}"))
+        })?;
+    }
     let mut text = String::new();
     for digest in &pruned.removed {
         let image = known.iter().find(|image| image.digest == *digest);
         text += &removed(digest, &image.map(titles).unwrap_or_default(), None);
     }
-    let free = table::size(pruned.bytes + initramfs);
+    let free = table::size(pruned.bytes + others);
     let _ = writeln!(text, "{free} free");
     match pruned.in_use.len() {
         0 => {}

@@ -1,7 +1,8 @@
 //! `ampoule image` with what is there: names, prefixes, what is in use.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::time::{Duration, SystemTime};
 
 use ampoule_store::Digest;
 use serde_json::Value;
@@ -107,4 +108,25 @@ pub(crate) fn what_is_used_stays() {
         .run(&["image", "prune", "--older-than", "1y"])
         .expect_code(125);
     end.expect_error("30d");
+}
+
+/// What was made for VMs goes when it was not used for an hour; what a VM may just be starting with stays.
+pub(crate) fn what_was_made_for_vms_goes_when_it_is_old() {
+    let place = Place::new();
+    let cache = place.folder().join("cache/ampoule");
+    let long_ago = SystemTime::now() - Duration::from_secs(7200);
+    for folder in ["initramfs", "kernels"] {
+        let folder = cache.join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("new"), "x").unwrap();
+        fs::write(folder.join("old"), vec![0; 3000]).unwrap();
+        let old = File::open(folder.join("old")).unwrap();
+        old.set_modified(long_ago).unwrap();
+    }
+    let said = place.image(&["prune"]);
+    assert!(said.starts_with("6.0 kB free"), "{said}");
+    for folder in ["initramfs", "kernels"] {
+        assert!(cache.join(folder).join("new").exists());
+        assert!(!cache.join(folder).join("old").exists());
+    }
 }
