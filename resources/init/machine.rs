@@ -143,7 +143,7 @@ pub(crate) fn port() -> u32 {
 
 /// The connection to the host.
 pub(crate) fn connect(port: u32) -> sys::Fd {
-    sys::connect_host(port).unwrap_or_else(|err| match err {
+    sys::net::connect_host(port).unwrap_or_else(|err| match err {
         Errno::AFNOSUPPORT => die(format_args!(
             "the kernel has no sockets to its host (vsock): load or build in vmw_vsock_virtio_transport"
         )),

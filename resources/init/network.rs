@@ -9,19 +9,20 @@ use core::ffi::CStr;
 use crate::dhcp::{self, Lease};
 use crate::files;
 use crate::job::Network;
-use crate::sys::{self, Fd, Interface, POLLIN, PollFd};
+use crate::sys::net::{self, Interface};
+use crate::sys::{self, Fd, POLLIN, PollFd};
 
 /// Milliseconds after which a question is asked again, one after the other: all that DHCP may take.
 const PATIENCE: [u32; 5] = [200, 400, 800, 1600, 3000];
 
 /// Sets the network up; the name servers. What fails is told: a command may do without.
 pub(crate) fn set_up(network: &Network, notices: &mut Vec<String>) -> Vec<[u8; 4]> {
-    let socket = match sys::ip_socket() {
+    let socket = match net::ip_socket() {
         Ok(socket) => socket,
         // A kernel without networks.
         Err(_) => return Vec::new(),
     };
-    let _ = sys::configure(&socket, c"lo", Interface::Up);
+    let _ = net::configure(&socket, c"lo", Interface::Up);
     if *network == Network::None {
         return Vec::new();
     }
@@ -76,10 +77,10 @@ fn mask(prefix: u8) -> [u8; 4] {
 /// A lease of a DHCP server.
 fn ask(socket: &Fd, name: &CStr) -> Result<Lease, String> {
     let failed = |err| format!("cannot ask for an address: {err}");
-    sys::configure(socket, name, Interface::Up).map_err(failed)?;
-    let index = sys::interface_index(socket, name).map_err(failed)?;
-    let hardware = sys::hardware_address(socket, name).map_err(failed)?;
-    let packets = sys::packet_socket(index).map_err(failed)?;
+    net::configure(socket, name, Interface::Up).map_err(failed)?;
+    let index = net::interface_index(socket, name).map_err(failed)?;
+    let hardware = net::hardware_address(socket, name).map_err(failed)?;
+    let packets = net::packet_socket(index).map_err(failed)?;
     packets.set_nonblocking().map_err(failed)?;
     let transaction = sys::now() as u32
         ^ u32::from_ne_bytes([hardware[2], hardware[3], hardware[4], hardware[5]]);
@@ -90,7 +91,7 @@ fn ask(socket: &Fd, name: &CStr) -> Result<Lease, String> {
         loop {
             if !is_asked {
                 let message = dhcp::message(hardware, transaction, offer.as_ref());
-                sys::broadcast(&packets, index, &message).map_err(failed)?;
+                net::broadcast(&packets, index, &message).map_err(failed)?;
                 is_asked = true;
             }
             let rest = end.saturating_sub(sys::now()) / 1_000_000;
@@ -119,17 +120,17 @@ fn ask(socket: &Fd, name: &CStr) -> Result<Lease, String> {
 fn apply(socket: &Fd, name: &CStr, lease: &Lease) -> sys::Result<()> {
     if let Some(mtu) = lease.mtu {
         // A driver may not take it; its own is good, too.
-        let _ = sys::configure(socket, name, Interface::Mtu(mtu.into()));
+        let _ = net::configure(socket, name, Interface::Mtu(mtu.into()));
     }
-    sys::configure(socket, name, Interface::Address(&lease.address))?;
-    sys::configure(socket, name, Interface::Mask(&lease.mask))?;
-    sys::configure(socket, name, Interface::Up)?;
+    net::configure(socket, name, Interface::Address(&lease.address))?;
+    net::configure(socket, name, Interface::Mask(&lease.mask))?;
+    net::configure(socket, name, Interface::Up)?;
     if let Some(gateway) = lease.gateway {
         let differs = |at: usize| (gateway[at] ^ lease.address[at]) & lease.mask[at] != 0;
         if (0..4).any(differs) {
-            sys::add_route(socket, name, gateway, [255; 4], [0; 4])?;
+            net::add_route(socket, name, gateway, [255; 4], [0; 4])?;
         }
-        sys::add_route(socket, name, [0; 4], [0; 4], gateway)?;
+        net::add_route(socket, name, [0; 4], [0; 4], gateway)?;
     }
     Ok(())
 }

@@ -3,15 +3,15 @@
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use super::{CLOSE_ON_EXEC, CREATE, Errno, Fd, NO_FOLLOW, NO_TERMINAL, READ, Result, WRITE, call};
+use super::{
+    CLOSE_ON_EXEC, CREATE, Errno, Fd, NO_FOLLOW, NO_TERMINAL, PATH, READ, Result, WRITE, call,
+};
 use crate::files;
 use crate::tree::{Files, Kind, Status, Time};
 
 const FOLDER: u32 = 0o20_0000;
 const NONBLOCKING: u32 = 0o4000;
 const NEW: u32 = 0o200;
-/// Only to find what is in it.
-const PATH: u32 = 0o1000_0000;
 
 /// No folder: what the path itself says.
 const HERE: isize = -100;
