@@ -15,7 +15,7 @@ use std::path::Path;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
-use crate::own_file::{self, Partial};
+use crate::own_file;
 
 /// Its name in the folder.
 const NAME: &str = "host-cpuid";
@@ -33,6 +33,19 @@ const MODULES: [&str; 3] = [
     "/sys/module/kvm_intel",
 ];
 
+/// What tells this start of the host from all others. Nothing where the host does not tell.
+pub(crate) fn boot_id() -> Option<String> {
+    let mut id = String::new();
+    let file = File::open("/proc/sys/kernel/random/boot_id").ok()?;
+    file.take(64).read_to_string(&mut id).ok()?;
+    let id = id.trim();
+    let is_id = !id.is_empty()
+        && id
+            .bytes()
+            .all(|byte| matches!(byte, b'-' | b'0'..=b'9' | b'a'..=b'f'));
+    is_id.then(|| id.to_owned())
+}
+
 /// A boot of the host, and the modules of KVM that are loaded in it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct HostKey(Vec<u8>);
@@ -40,14 +53,7 @@ pub(crate) struct HostKey(Vec<u8>);
 impl HostKey {
     /// This host's, as of now; `device` is /dev/kvm, open. Nothing where the host does not tell.
     pub(crate) fn now(device: &fs::Metadata) -> Option<Self> {
-        let mut bytes = MAGIC.to_vec();
-        let mut boot = [0; 64];
-        let mut file = File::open("/proc/sys/kernel/random/boot_id").ok()?;
-        let length = file.read(&mut boot).ok()?;
-        if length == 0 {
-            return None;
-        }
-        bytes.extend(boot);
+        let mut bytes = [&MAGIC[..], boot_id()?.as_bytes()].concat();
         // The device is made when a module is loaded, unless somebody else has made it.
         let made = (device.ctime() as u64, device.ctime_nsec() as u64);
         let mut numbers = vec![device.dev(), device.ino(), made.0, made.1];
@@ -63,7 +69,7 @@ impl HostKey {
 
 /// What the file in this folder says, if it is for this host.
 pub(crate) fn read(folder: &Path, key: &HostKey) -> Option<Vec<kvm_cpuid_entry2>> {
-    let (file, _) = own_file::open(&folder.join(NAME))?;
+    let file = own_file::open(&folder.join(NAME))?;
     let limit = key.0.len() + KVM_MAX_CPUID_ENTRIES * WORDS * 4;
     let mut bytes = Vec::with_capacity(limit + 1);
     file.take(limit as u64 + 1).read_to_end(&mut bytes).ok()?;
@@ -81,9 +87,10 @@ pub(crate) fn write(folder: &Path, key: &HostKey, entries: &[kvm_cpuid_entry2]) 
 }
 
 fn try_write(folder: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = Partial::new(folder)?;
+    let mut file = own_file::begin(folder)?;
     file.write_all(bytes)?;
-    file.finish(NAME)
+    file.persist(folder.join(NAME))?;
+    Ok(())
 }
 
 fn encode(key: &HostKey, entries: &[kvm_cpuid_entry2]) -> Vec<u8> {

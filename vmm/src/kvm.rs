@@ -6,7 +6,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -191,9 +192,8 @@ impl Kvm {
     }
 
     fn host_key(&self) -> Option<HostKey> {
-        // SAFETY: the descriptor is open for as long as `self`.
-        let device = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) };
-        let device = File::from(device.try_clone_to_owned().ok()?);
+        // SAFETY: the descriptor is open for as long as `self`, and is not closed here.
+        let device = ManuallyDrop::new(unsafe { File::from_raw_fd(self.fd.as_raw_fd()) });
         HostKey::now(&device.metadata().ok()?)
     }
 

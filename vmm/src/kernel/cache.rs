@@ -3,15 +3,17 @@
 //! A file counts for the bzImage that it was made of, as the host's file system tells it from others and from its own earlier
 //! content, and until the host starts again: nothing has to be waited for until it is on a disk.
 
-use std::fs::{self, File, Metadata};
-use std::io::Read;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use tempfile::NamedTempFile;
+
 use super::error::FileRole;
 use super::source::{self, ImageFile};
-use crate::own_file::{self, PARTIAL, Partial};
+use crate::host_cache::boot_id;
+use crate::own_file::{self, PARTIAL};
 
 /// Kernels that are kept: those that were used last.
 const KEPT: usize = 4;
@@ -30,13 +32,7 @@ pub(super) struct Place<'a> {
 impl<'a> Place<'a> {
     /// Nothing where the host does not tell its boots apart.
     pub(super) fn new(folder: &'a Path, bzimage: &Metadata) -> Option<Self> {
-        let mut boot = String::new();
-        let file = File::open("/proc/sys/kernel/random/boot_id").ok()?;
-        file.take(64).read_to_string(&mut boot).ok()?;
-        let boot = boot.trim().replace('/', "");
-        if boot.is_empty() {
-            return None;
-        }
+        let boot = boot_id()?;
         let (device, inode, size) = (bzimage.dev(), bzimage.ino(), bzimage.len());
         // Any write changes it, and nobody can set it.
         let (changed, fraction) = (bzimage.ctime(), bzimage.ctime_nsec());
@@ -47,23 +43,23 @@ impl<'a> Place<'a> {
     /// The ELF, if it is there.
     pub(super) fn find(&self) -> Option<ImageFile> {
         let path = self.folder.join(&self.name);
-        let (file, _) = own_file::open(&path)?;
+        let file = own_file::open(&path)?;
         // It has been used: others go before it.
         let _ = file.set_modified(SystemTime::now());
         source::regular(FileRole::Kernel, &path, file).ok()
     }
 
     /// A file for the ELF that is about to be unpacked.
-    pub(super) fn begin(&self) -> Option<Partial> {
-        let partial = Partial::new(self.folder);
+    pub(super) fn begin(&self) -> Option<NamedTempFile> {
+        let partial = own_file::begin(self.folder);
         partial.map_err(|err| self.complain(&err)).ok()
     }
 
     /// The ELF is whole.
-    pub(super) fn keep(&self, partial: Partial) {
-        match partial.finish(&self.name) {
-            Ok(()) => remove_others(self.folder),
-            Err(err) => self.complain(&err),
+    pub(super) fn keep(&self, partial: NamedTempFile) {
+        match partial.persist(self.folder.join(&self.name)) {
+            Ok(_) => remove_others(self.folder),
+            Err(err) => self.complain(&err.error),
         }
     }
 
@@ -100,6 +96,7 @@ fn remove_others(folder: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
 
     use super::*;

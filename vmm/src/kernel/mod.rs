@@ -13,15 +13,15 @@
 //! Thread: the one that builds the VM, before any vCPU runs.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Write;
 use std::path::Path;
 
 use linux_loader::bootparam::setup_header;
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use crate::memory::GuestRam;
-use crate::own_file::Partial;
 
 mod bzimage;
 mod cache;
@@ -183,8 +183,7 @@ pub fn load_cached(
     folder: &Path,
 ) -> Result<LoadedKernel, KernelError> {
     let file = source::open(FileRole::Kernel, path)?;
-    let place = Place::new(folder, file.metadata());
-    load_from_source(&file, path, mode, ram, place.as_ref())
+    load_from_source(&file, path, mode, ram, Some((folder, file.metadata())))
 }
 
 /// As [`load`], of an open file. `path` is only for messages.
@@ -214,12 +213,15 @@ pub fn load_bytes(
     load_from_source(bytes, path, mode, ram, None)
 }
 
+/// The folder of unpacked kernels, and what tells this bzImage from others.
+type Cache<'a> = (&'a Path, &'a Metadata);
+
 fn load_from_source<S: ImageSource + ?Sized>(
     file: &S,
     path: &Path,
     mode: KernelEntry,
     ram: &GuestRam,
-    place: Option<&Place<'_>>,
+    cache: Option<Cache<'_>>,
 ) -> Result<LoadedKernel, KernelError> {
     let identity = image::identify(file).map_err(KernelError::reading(FileRole::Kernel, path))?;
     match identity {
@@ -235,7 +237,7 @@ fn load_from_source<S: ImageSource + ?Sized>(
             Err(KernelError::NotABzimage { path: path.into() })
         }
         Identity::Elf => load_elf(file, mode, ram).map_err(KernelError::elf(path)),
-        Identity::Bzimage => load_bzimage(file, path, mode, ram, place),
+        Identity::Bzimage => load_bzimage(file, path, mode, ram, cache),
     }
 }
 
@@ -259,13 +261,14 @@ fn load_bzimage<S: ImageSource + ?Sized>(
     path: &Path,
     mode: KernelEntry,
     ram: &GuestRam,
-    place: Option<&Place<'_>>,
+    cache: Option<Cache<'_>>,
 ) -> Result<LoadedKernel, KernelError> {
     let image = Bzimage::read(file).map_err(KernelError::bzimage(path))?;
     if mode == KernelEntry::Bzimage {
         return place_bzimage(&image, file, ram).map_err(KernelError::bzimage(path));
     }
-    match unpack(&image, file, mode, ram, place) {
+    let place = cache.and_then(|(folder, metadata)| Place::new(folder, metadata));
+    match unpack(&image, file, mode, ram, place.as_ref()) {
         // Only where not a byte of it has been placed, so that the RAM is still fresh.
         Err(UnpackError::Payload(reason))
             if mode == KernelEntry::Auto && reason.host_cannot_read() =>
@@ -345,7 +348,7 @@ fn unpack<S: ImageSource + ?Sized>(
 /// Where an unpacked kernel goes: to its place in memory, and to a file for the next time.
 struct Tee<'a, 'b> {
     placer: &'a mut elf::StreamPlacer<'b>,
-    copy: Option<Partial>,
+    copy: Option<NamedTempFile>,
 }
 
 impl Tee<'_, '_> {
