@@ -32,6 +32,9 @@ mod report;
 mod run;
 mod signals;
 mod terminal;
+#[cfg(feature = "test")]
+#[allow(dead_code, reason = "being built")]
+mod test;
 mod timeline;
 mod usage;
 mod vsock_arg;
