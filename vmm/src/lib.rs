@@ -50,10 +50,12 @@
 //! deadlines. All exist before the guest's first instruction, and run the program's [hook](VmBuilder::on_thread_start) before it.
 //!
 //! # Features
-//! All are on by default; each costs dependencies, and a build without any is complete otherwise.
+//! These are on by default; each costs dependencies, and a build without any is complete otherwise.
 //! - `decompress`: bzImages are decompressed on the host; without it, in the guest, and slower.
 //! - `io-uring`: disks' asynchronous engine.
 //! - `qcow2`: qcow2 images.
+//!
+//! Off by default are `test`, for tests that boot VMs (the module `test`), and `schema`, JSON schemas of the configuration's types.
 
 #![deny(missing_docs)]
 
@@ -65,6 +67,8 @@ pub mod fault;
 pub mod kernel;
 pub mod metrics;
 pub mod probe;
+#[cfg(feature = "test")]
+pub mod test;
 pub mod timeline;
 
 mod builder;
