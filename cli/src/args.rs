@@ -23,6 +23,8 @@ use crate::command::args::CommandArgs;
 #[cfg(feature = "image")]
 use crate::images::ImageArgs;
 use crate::net_arg::NetArg;
+#[cfg(feature = "test")]
+use crate::test::worker::WorkerArgs;
 use crate::{disk_arg, fs_arg, limits_arg, vsock_arg};
 
 const GUEST: &str = "Guest";
@@ -117,6 +119,10 @@ pub(crate) enum Command {
     /// guests will run, else 1.
     #[command(max_term_width = 100)]
     Doctor(DoctorArgs),
+    /// One attempt at a scenario, for `ampoule test`
+    #[cfg(feature = "test")]
+    #[command(hide = true)]
+    TestWorker(WorkerArgs),
     /// Print a completion script for a shell
     ///
     /// For instance: ampoule completions bash > ~/.local/share/bash-completion/completions/ampoule

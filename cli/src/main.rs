@@ -75,6 +75,8 @@ fn dispatch(timeline: Timeline) -> Result<u8, Failure> {
         #[cfg(feature = "image")]
         Command::Image(args) => images::run(args),
         Command::Doctor(args) => doctor::doctor(&args).map_err(cannot_print),
+        #[cfg(feature = "test")]
+        Command::TestWorker(args) => test::worker::run(&args, timeline),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ampoule", &mut script);

@@ -7,6 +7,7 @@
 //! In an initramfs with the file `/modules/boot` it has no such job: it mounts the root that is on the machine's first disk, and becomes
 //! the init that is there.
 //!
+//! Started as `init agent PORT`, by itself as the machine's command, it serves more sessions to whoever connects to that port.
 //! Started as another process, `init session FD`, it holds the same conversation over a descriptor that it was given, and
 //! sets up nothing: for tests without a machine.
 
@@ -17,6 +18,7 @@
 extern crate alloc;
 
 mod account;
+mod agent;
 mod boot;
 mod command;
 mod copy;
@@ -84,12 +86,11 @@ pub(crate) fn main(arguments: &[&CStr], environment: &[&CStr]) -> ! {
         serve(connection, times, Some(loading));
         sys::power_off()
     }
-    let number = match arguments {
-        [_, mode, fd] if *mode == c"session" => fd.to_str().ok().and_then(|fd| fd.parse().ok()),
-        _ => None,
-    };
-    let Some(number) = number else {
-        die(format_args!("this is the init of a virtual machine"));
+    let number = |text: &CStr| text.to_str().ok()?.parse().ok();
+    let number: i32 = match arguments {
+        [_, mode, port] if *mode == c"agent" => agent::run(number(port).unwrap_or(0) as u32),
+        [_, mode, fd] if *mode == c"session" => number(fd).unwrap_or_else(|| no_machine()),
+        _ => no_machine(),
     };
     let _ = sys::block_signals(true);
     let _ = sys::adopt_orphans();
@@ -100,6 +101,10 @@ pub(crate) fn main(arguments: &[&CStr], environment: &[&CStr]) -> ! {
     };
     serve(Fd::inherited(number), times, None);
     sys::exit(0)
+}
+
+fn no_machine() -> ! {
+    die(format_args!("this is the init of a virtual machine"))
 }
 
 /// The whole conversation; in a machine, whose drivers are being loaded.

@@ -10,7 +10,7 @@ mod flags;
 mod job;
 mod network;
 mod overlay;
-mod phases;
+pub(crate) mod phases;
 pub(crate) mod progress;
 pub(crate) mod registry;
 mod remote;
@@ -25,6 +25,7 @@ use ampoule_image::copy::{Copies, CopyInto};
 use ampoule_image::initramfs;
 use ampoule_image::job::{Job, Network, Root};
 use ampoule_image::kernel::{Driver, Kernel};
+use ampoule_image::overlay::Overlay;
 use ampoule_image::protocol::{Failure as NotRun, WindowSize};
 use ampoule_image::session::{self, End, Outcome, SessionError, Streams};
 use ampoule_store::{Image, ImageConfig, Limits, Source, Store};
@@ -46,7 +47,7 @@ use registry::{Meaning, Pulling};
 use remote::Remotes;
 
 /// The host's port that the init connects to.
-const PORT: u32 = 1024;
+pub(crate) const PORT: u32 = 1024;
 
 /// The serial number of the disk that the image is.
 const ROOT: &str = "ampoule-root";
@@ -73,68 +74,16 @@ pub(crate) fn run(
                 .with_help("leave out --tty, or --interactive"),
         );
     }
-    let mut vm = config.vm;
-    let mounts = volume::share(&arguments.volume, &mut vm)?;
-    let root = volume::root(arguments, &mut vm)?;
-    let copies = copy::copies(arguments)?;
-    let image = match &arguments.image {
-        Some(path) => Some(image(path, arguments)?),
-        None => None,
-    };
-    timeline.host("image");
-    if !is_network_chosen {
-        vm.net = usual_network(arguments)?;
-    }
-    publish(&mut vm, arguments)?;
-    let no_image = ImageConfig::default();
-    let image_config = image.as_ref().map_or(&no_image, Image::config);
-    let mut job = job::of(arguments, image_config).ok_or_else(|| match image {
-        Some(_) => Failure::new("the image names no command")
-            .with_help("say what to run: ampoule run IMAGE -- /bin/sh"),
-        None => Failure::new("there is no command")
-            .with_help("say what to run: ampoule run --file PROGRAM -- PROGRAM"),
-    })?;
+    let Plan {
+        vm,
+        mut job,
+        copies,
+        overlay,
+    } = Plan::new(arguments, config.vm, &timeline, is_network_chosen)?;
     if arguments.tty {
         let (columns, rows) = terminal::size().unwrap_or((80, 24));
         job.terminal = Some(WindowSize { rows, columns });
     }
-    if !vm.net.is_empty() {
-        job.network = Network::Dhcp;
-    }
-    job.mounts = mounts;
-    let mut overlay = None;
-    match (&image, root) {
-        (_, Some(root)) => job.root = root,
-        (Some(image), None) => {
-            job.root = Root::Disk {
-                serial: ROOT.into(),
-                file_system: image.file_system().name().into(),
-                overlay: Vec::new(),
-                read_only: arguments.read_only,
-            };
-            vm.disk.push(DiskConfig {
-                readonly: true,
-                serial: Some(ROOT.into()),
-                id: Some("root".into()),
-                ..DiskConfig::new(image.path())
-            });
-            if let Some(asked) = &arguments.overlay {
-                let (file, disk) = overlay::make(asked, image)?;
-                overlay = Some(file);
-                vm.disk.push(disk);
-                if let Root::Disk { overlay, .. } = &mut job.root {
-                    *overlay = overlay::SERIAL.into();
-                }
-            }
-        }
-        (None, None) => copy::set_path(&mut job.environment),
-    }
-    boot_files(&mut vm, &job.root)?;
-    timeline.host("initramfs");
-    vm.vsock = Some(VsockConfig {
-        cid: 3,
-        socket: None,
-    });
     let running = Running::start(vm, timeline)?;
     let code = running.carry(&job, &copies, arguments)?;
     let vm = &running.vm;
@@ -146,6 +95,90 @@ pub(crate) fn run(
     // A temporary one is reached by a descriptor of it.
     drop(overlay);
     Ok(code)
+}
+
+/// What is to be booted for a command, and what its guest is told.
+pub(crate) struct Plan {
+    pub(crate) vm: VmConfig,
+    pub(crate) job: Job,
+    pub(crate) copies: Copies,
+    /// A disk for what the command writes, while it is held.
+    pub(crate) overlay: Option<Overlay>,
+}
+
+impl Plan {
+    /// Makes what is needed and is not there: the image's file, the initramfs, a disk. The network is the configuration's, which may
+    /// have none, where somebody has chosen it.
+    pub(crate) fn new(
+        arguments: &CommandArgs,
+        mut vm: VmConfig,
+        timeline: &Timeline,
+        is_network_chosen: bool,
+    ) -> Result<Self, Failure> {
+        let mounts = volume::share(&arguments.volume, &mut vm)?;
+        let root = volume::root(arguments, &mut vm)?;
+        let copies = copy::copies(arguments)?;
+        let image = match &arguments.image {
+            Some(path) => Some(image(path, arguments)?),
+            None => None,
+        };
+        timeline.host("image");
+        if !is_network_chosen {
+            vm.net = usual_network(arguments)?;
+        }
+        publish(&mut vm, arguments)?;
+        let no_image = ImageConfig::default();
+        let image_config = image.as_ref().map_or(&no_image, Image::config);
+        let mut job = job::of(arguments, image_config).ok_or_else(|| match image {
+            Some(_) => Failure::new("the image names no command")
+                .with_help("say what to run: ampoule run IMAGE -- /bin/sh"),
+            None => Failure::new("there is no command")
+                .with_help("say what to run: ampoule run --file PROGRAM -- PROGRAM"),
+        })?;
+        if !vm.net.is_empty() {
+            job.network = Network::Dhcp;
+        }
+        job.mounts = mounts;
+        let mut overlay = None;
+        match (&image, root) {
+            (_, Some(root)) => job.root = root,
+            (Some(image), None) => {
+                job.root = Root::Disk {
+                    serial: ROOT.into(),
+                    file_system: image.file_system().name().into(),
+                    overlay: Vec::new(),
+                    read_only: arguments.read_only,
+                };
+                vm.disk.push(DiskConfig {
+                    readonly: true,
+                    serial: Some(ROOT.into()),
+                    id: Some("root".into()),
+                    ..DiskConfig::new(image.path())
+                });
+                if let Some(asked) = &arguments.overlay {
+                    let (file, disk) = overlay::make(asked, image)?;
+                    overlay = Some(file);
+                    vm.disk.push(disk);
+                    if let Root::Disk { overlay, .. } = &mut job.root {
+                        *overlay = overlay::SERIAL.into();
+                    }
+                }
+            }
+            (None, None) => copy::set_path(&mut job.environment),
+        }
+        boot_files(&mut vm, &job.root)?;
+        timeline.host("initramfs");
+        vm.vsock = Some(VsockConfig {
+            cid: 3,
+            socket: None,
+        });
+        Ok(Self {
+            vm,
+            job,
+            copies,
+            overlay,
+        })
+    }
 }
 
 /// The image's file, made if need be.

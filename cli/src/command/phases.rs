@@ -7,7 +7,7 @@ use ampoule_vmm::Timeline;
 
 /// Puts the init's phases into the timeline. By the guest's clock, which is the host's but for its origin: the guest was connected
 /// when this side saw it. What the guest says is hostile; times that do not follow each other are left out.
-pub(super) fn mark(timeline: &Timeline, times: &Started, connected: Instant) {
+pub(crate) fn mark(timeline: &Timeline, times: &Started, connected: Instant) {
     let phases = [
         (times.init, "init"),
         (times.connected, "connected"),

@@ -11,3 +11,5 @@
 pub(crate) mod args;
 mod outcome;
 mod scenario;
+mod supervisor;
+pub(crate) mod worker;

@@ -15,6 +15,23 @@ pub(crate) fn connect_host(port: u32) -> Result<Fd> {
     Ok(socket)
 }
 
+/// Listens on a port of this machine's, for the host and for itself.
+pub(crate) fn listen(port: u32) -> Result<Fd> {
+    let socket = socket(40, 1, 0)?;
+    let mut address = [0; 16];
+    address[0] = 40;
+    address[4..8].copy_from_slice(&port.to_ne_bytes());
+    address[8..12].fill(0xff); // whichever this machine is
+    call!(49, socket.0, address.as_ptr(), address.len())?;
+    call!(50, socket.0, 128)?;
+    Ok(socket)
+}
+
+/// Waits for a connection.
+pub(crate) fn accept(listener: &Fd) -> Result<Fd> {
+    call!(288, listener.0, 0, 0, CLOSE_ON_EXEC).map(Fd::new)
+}
+
 fn socket(family: usize, kind: u32, protocol: u16) -> Result<Fd> {
     call!(41, family, kind | CLOSE_ON_EXEC, protocol).map(Fd::new)
 }
