@@ -12,6 +12,8 @@ mod guest;
 mod handle;
 #[path = "library/lifecycle.rs"]
 mod lifecycle;
+#[path = "library/test_vm.rs"]
+mod test_vm;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,6 +37,14 @@ fn main() -> ExitCode {
             a_hook_that_fails_ends_the_vm_before_its_guest_runs
             vms_of_one_process_do_not_notice_each_other
             vsock_waits_for_a_driver_and_ends_with_its_vm;
+        test_vm:
+            a_guest_is_read_typed_to_and_seen_to_end
+            an_end_that_nobody_waited_for_is_told
+            a_guest_that_waits_and_one_that_computes_are_told_apart
+            a_paused_guest_is_no_hang
+            what_is_forbidden_fails_the_step_and_the_end
+            colours_are_no_part_of_the_text
+            no_vm_is_an_error_with_its_remedy;
         examples:
             many_start_side_by_side;
         devices:

@@ -392,9 +392,11 @@ impl Watch<'_> {
         let (lines, events) = mpsc::channel();
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                match serde_json::from_str::<Event>(&line) {
-                    Ok(event) if lines.send(event).is_ok() => {}
-                    _ => return,
+                let Ok(event) = serde_json::from_str::<Event>(&line) else {
+                    return;
+                };
+                if lines.send(event).is_err() {
+                    return;
                 }
             }
         });

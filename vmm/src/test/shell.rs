@@ -110,7 +110,7 @@ impl Shell<'_> {
     pub(super) fn write(&mut self, path: &str, content: &[u8]) -> Result<(), ShellError> {
         self.set_up()?;
         let n = self.number;
-        let mut line = format!(": >$ampd/{n}w; echo amp''w{n} 0\n");
+        let mut line = format!("true >$ampd/{n}w; echo amp''w{n} 0\n");
         for chunk in content.chunks(CHUNK) {
             self.ask(&line, &format!("^ampw{n} (?P<status>0)$"))?;
             line = format!(
@@ -137,7 +137,7 @@ impl Shell<'_> {
     fn set_up(&mut self) -> Result<(), ShellError> {
         let n = self.number;
         let line = format!(
-            "for ampd in /tmp /run /dev/shm /dev; do test -w $ampd && break; done; ampd=$ampd/.ampoule; echo amp''s{n} 0\n"
+            "for ampd in /tmp /run /dev/shm /dev; do mkdir -p $ampd/.ampoule$$ 2>/dev/null && test -w $ampd/.ampoule$$ && break; done; ampd=$ampd/.ampoule$$; echo amp''s{n} 0\n"
         );
         match self.ask(&line, &format!("^amps{n} (?P<status>0)$")) {
             Err(ShellError::Missed(missed)) => Err(ShellError::Nobody(missed)),
@@ -223,6 +223,10 @@ fn decode(text: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+    use std::thread;
+    use std::time::Duration;
 
     #[test]
     fn lines_of_others_are_left_out() {
@@ -230,6 +234,79 @@ mod tests {
         assert_eq!(decode(text).as_deref(), Some(&b"hello world"[..]));
         assert_eq!(decode(b""), Some(Vec::new()));
         assert_eq!(decode(b"abc"), None);
+    }
+
+    /// A shell of this host's, and a console that a kernel prints on, too.
+    fn with_shell(noise: bool, talk: impl FnOnce(&mut Shell<'_>)) {
+        let mut shell = Command::new("/bin/sh");
+        let shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = shell.spawn().unwrap();
+        let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let log = TextLog::default();
+        let console = log.clone();
+        let carrier = thread::spawn(move || {
+            let mut buffer = [0; 50];
+            let mut count = 0;
+            while let Ok(got @ 1..) = output.read(&mut buffer) {
+                console.write(&buffer[..got]);
+                count += 1;
+                // In the midst of the first answers.
+                if noise && count % 7 == 0 && count < 100 {
+                    console.write(b"\r\n[    1.000000] a kernel's line\r\n");
+                }
+            }
+            console.end();
+        });
+        let mut cursor = 0;
+        talk(&mut Shell {
+            log: &log,
+            cursor: &mut cursor,
+            send: &mut |bytes| input.write_all(bytes),
+            number: std::process::id(),
+            deadline: Instant::now() + Duration::from_secs(60),
+        });
+        drop(input);
+        carrier.join().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn commands_have_a_status_and_two_outputs() {
+        with_shell(false, |shell| {
+            let output = shell.run("printf 'a\\0b'; echo bad >&2; (exit 3)").unwrap();
+            assert_eq!(
+                (output.status, &*output.stdout, &*output.stderr),
+                (3, &b"a\0b"[..], &b"bad\n"[..])
+            );
+            assert_eq!(shell.run("cat").unwrap().text(), "", "it reads nothing");
+            assert_eq!(shell.run("no-such-program").unwrap().status, 127);
+        });
+    }
+
+    #[test]
+    fn an_output_that_was_mixed_with_others_is_asked_for_again() {
+        with_shell(true, |shell| {
+            let wanted: String = (1..=300).map(|at| format!("{at}\n")).collect();
+            assert_eq!(shell.run("seq 300").unwrap().stdout, wanted.into_bytes());
+        });
+    }
+
+    #[test]
+    fn files_come_and_go_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("it's");
+        let path = path.to_str().unwrap();
+        let content: Vec<u8> = (0..10_000u32).map(|at| (at * 7) as u8).collect();
+        with_shell(false, |shell| {
+            shell.write(path, &content).unwrap();
+            assert_eq!(std::fs::read(path).unwrap(), content);
+            assert_eq!(shell.read(path).unwrap(), content);
+            assert!(matches!(shell.read("/no/such"), Err(ShellError::Cannot(_))));
+            assert!(matches!(
+                shell.write("/no/such", b"x"),
+                Err(ShellError::Cannot(_))
+            ));
+        });
     }
 
     #[test]
