@@ -9,7 +9,10 @@
 //! - `report` writes what came of it; `outcome` is the model in between.
 
 pub(crate) mod args;
+mod bisect;
+mod live;
 mod outcome;
+mod report;
 mod scenario;
 mod supervisor;
 pub(crate) mod worker;
