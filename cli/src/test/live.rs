@@ -488,7 +488,10 @@ mod tests {
             title: "expect\x1b[2J \"login:\"",
         });
         assert_eq!(live.running[&6].prefix(), "late-panic");
-        assert_eq!(live.running[&6].message(), "  3/5 expect␛[2J \"login:\"");
+        assert_eq!(
+            live.running[&6].message(),
+            "  3/5 expect\\x1b[2J \"login:\""
+        );
         assert_eq!(live.running[&8].message(), "  boots");
         live.tell(&Happening::Started {
             scenario: 6,

@@ -152,7 +152,7 @@ mod tests {
             text.starts_with("ok 1 - a \\# SKIP \\\\ b ok 2\n"),
             "{text}"
         );
-        assert_eq!(quoted("a\"b\\\n\t\0"), "\"a\\\"b\\\\\\n\\t␀\"");
+        assert_eq!(quoted("a\"b\\\n\t\0"), "\"a\\\"b\\\\\\n\\t\\\\x00\"");
         // A console that plays a test point stays in its block.
         let all = super::text(&sample::run());
         assert!(all.contains("    - \"not ok 99 - bogus\"\n"));

@@ -60,7 +60,7 @@ pub(crate) fn plural(count: usize, noun: &str) -> String {
 }
 
 /// A guest's text with nothing in it that moves a cursor, hides, or turns the direction of reading: such characters are
-/// shown. Lines and tabs stay.
+/// shown by their numbers. Lines and tabs stay.
 pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     if !text.chars().any(|it| is_hidden(it) && it != '\r') && !text.contains('\r') {
         return Cow::Borrowed(text);
@@ -71,9 +71,10 @@ pub(crate) fn visible(text: &str) -> Cow<'_, str> {
         match it {
             // How a serial line ends a line.
             '\r' if chars.peek() == Some(&'\n') => {}
-            '\0'..='\x1f' if is_hidden(it) => shown.extend(char::from_u32(0x2400 + u32::from(it))),
-            '\x7f' => shown.push('\u{2421}'),
-            '\u{80}'..='\u{9f}' => shown += &format!("\\x{:02x}", u32::from(it)),
+            '\r' => shown += "\\r",
+            _ if it.is_control() && is_hidden(it) => {
+                shown += &format!("\\x{:02x}", u32::from(it));
+            }
             _ if is_hidden(it) => shown += &format!("<U+{:04X}>", u32::from(it)),
             _ => shown.push(it),
         }
@@ -125,12 +126,15 @@ mod tests {
             visible("plain text\twith ünicode\n"),
             "plain text\twith ünicode\n"
         );
-        assert_eq!(visible("a\r\nb\rc"), "a\nb␍c");
-        assert_eq!(visible("\0\x1b[2J\x7f\u{9b}31m"), "␀␛[2J␡\\x9b31m");
+        assert_eq!(visible("a\r\nb\rc"), "a\nb\\rc");
+        assert_eq!(
+            visible("\0\x1b[2J\x7f\u{9b}31m"),
+            "\\x00\\x1b[2J\\x7f\\x9b31m"
+        );
         assert_eq!(
             visible("\u{202e}txt\u{200b}\u{ffff}\u{1fffe}"),
             "<U+202E>txt<U+200B><U+FFFF><U+1FFFE>"
         );
-        assert_eq!(visible_line("one\r\ntwo\x07\tthree"), "one two␇ three");
+        assert_eq!(visible_line("one\r\ntwo\x07\tthree"), "one two\\x07 three");
     }
 }

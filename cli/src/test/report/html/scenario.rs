@@ -224,7 +224,7 @@ impl<'a> View<'a> {
                     td.number { (duration(step.at_ms)) }
                     td.number { (duration(step.duration_ms)) }
                     td.when aria-hidden="true" {
-                        span.bar { span style={ "left:" (share(step.at_ms)) ";width:" (share(step.duration_ms)) } {} }
+                        span.bar { span style={ "--from:" (share(step.at_ms)) ";--long:" (share(step.duration_ms)) } {} }
                     }
                 }
             }
@@ -250,8 +250,8 @@ impl<'a> View<'a> {
                     (plural(length, "byte"))
                     @if marks > 0 { ", " (marks) @if marks == 1 { " match" } @else { " matches" } }
                 } }
-                pre tabindex="0" {
-                    @for piece in &self.pieces { (self.piece(piece)) }
+                pre class=[is_open.then_some("from-end")] tabindex="0" aria-label="console" {
+                    code { @for piece in &self.pieces { (self.piece(piece)) } }
                 }
             }
         }
@@ -272,11 +272,12 @@ impl<'a> View<'a> {
                 };
                 html! {
                     mark class=[mark.step.is_none().then_some("forbidden")] id=[id] {
-                        (text)
+                        // In front: a match may end with its line.
                         @match mark.step {
                             Some(step) => a.label href={ "#" (self.id) "t" (step) } title="to the step" { "step " (step + 1) },
                             None => span.label { "forbidden" },
                         }
+                        (text)
                     }
                 }
             }
@@ -455,9 +456,13 @@ mod tests {
         };
         let view = View::new("x".into(), &attempt, Some(&console), Path::new("r"));
         let text = view.console().into_string();
-        assert!(text.contains("ab<mark id=\"xm0\">cd<a"), "{text}");
+        assert!(
+            text.contains("ab<mark id=\"xm0\"><a class=\"label\" href=\"#xt0\""),
+            "{text}"
+        );
         assert!(text.contains("988 bytes are left out here"), "{text}");
-        assert!(text.contains("uvwx<mark id=\"xm1\">yz<a"), "{text}");
+        assert!(text.contains("uvwx<mark id=\"xm1\">"), "{text}");
+        assert!(text.contains("step 2</a>yz</mark>"), "{text}");
         assert!(text.contains("1000 bytes, 2 matches"), "{text}");
     }
 

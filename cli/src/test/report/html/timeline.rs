@@ -40,7 +40,7 @@ pub(super) fn bars(marks: &[TimelineMark]) -> Markup {
                     li {
                         span.name { (visible_line(&mark.name)) span.unseen { ", " (side) ", at " } }
                         span.bar aria-hidden="true" {
-                            span.(side) style={ "left:" (percent(mark.at_us - step, whole)) ";width:" (percent(step, whole)) } {}
+                            span.(side) style={ "--from:" (percent(mark.at_us - step, whole)) ";--long:" (percent(step, whole)) } {}
                         }
                         span.at { (fine_duration(mark.at_us)) }
                         span.step { "+" (fine_duration(step)) }
@@ -124,9 +124,9 @@ mod tests {
             mark(900, true, "<c>"),
         ];
         let text = bars(&marks).into_string();
-        assert!(text.contains("class=\"host\" style=\"left:0.00%;width:25.00%\""));
-        assert!(text.contains("class=\"guest\" style=\"left:25.00%;width:75.00%\""));
-        assert!(text.contains("class=\"guest\" style=\"left:90.00%;width:0.00%\""));
+        assert!(text.contains("class=\"host\" style=\"--from:0.00%;--long:25.00%\""));
+        assert!(text.contains("class=\"guest\" style=\"--from:25.00%;--long:75.00%\""));
+        assert!(text.contains("class=\"guest\" style=\"--from:90.00%;--long:0.00%\""));
         assert!(text.contains("&lt;c&gt;"));
         assert!(bars(&[]).into_string().is_empty());
         let many = vec![mark(1, true, "x"); MOST + 7];
