@@ -48,6 +48,11 @@ impl Paint {
         Self { colour: true }
     }
 
+    /// Whether it gives colours, or any other control sequence.
+    pub(crate) fn is_coloured(self) -> bool {
+        self.colour
+    }
+
     pub(crate) fn apply(self, style: Style, text: &str) -> String {
         if !self.colour {
             return text.to_owned();

@@ -38,6 +38,28 @@ pub(crate) enum Verdict {
     Host,
 }
 
+impl Verdict {
+    /// All of them, from bad to good: as totals are listed.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Failed,
+        Self::Host,
+        Self::Flaky,
+        Self::Skipped,
+        Self::Passed,
+    ];
+
+    /// Its name, as in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Flaky => "flaky",
+            Self::Skipped => "skipped",
+            Self::Failed => "failed",
+            Self::Host => "host",
+        }
+    }
+}
+
 /// What came of a scenario.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ScenarioResult {
@@ -182,9 +204,34 @@ pub(crate) struct ConsoleMatch {
 }
 
 impl Attempt {
+    /// Whether it did what it should.
+    pub(crate) fn has_passed(&self) -> bool {
+        matches!(self.verdict, Verdict::Passed | Verdict::Flaky)
+    }
+
+    /// The step at which it failed, from 0, and its title.
+    pub(crate) fn step_of(&self, failure: &FailureInfo) -> Option<(usize, &str)> {
+        let step = failure.step?;
+        Some((step, self.steps.get(step)?.title.as_str()))
+    }
+
     /// Whether trying again may help.
     pub(crate) fn is_worth_a_retry(&self) -> bool {
         self.verdict == Verdict::Failed
+    }
+}
+
+impl ScenarioResult {
+    /// The attempt that tells best why the scenario did not pass, and its place: the last that did not.
+    pub(crate) fn telling(&self) -> Option<(usize, &Attempt)> {
+        let mut attempts = self.attempts.iter().enumerate();
+        attempts.rfind(|(_, attempt)| !attempt.has_passed())
+    }
+
+    /// How long all attempts took.
+    pub(crate) fn duration_ms(&self) -> u64 {
+        let times = self.attempts.iter().map(|it| it.duration_ms);
+        times.fold(0, u64::saturating_add)
     }
 }
 
