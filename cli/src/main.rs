@@ -74,6 +74,10 @@ fn dispatch(timeline: Timeline) -> Result<u8, Failure> {
         Command::Run(args) => run::run(*args, timeline),
         #[cfg(feature = "image")]
         Command::Image(args) => images::run(args),
+        #[cfg(feature = "test")]
+        Command::Test(args) => test::run(*args),
+        #[cfg(feature = "test")]
+        Command::Bisect(args) => test::bisect(*args),
         Command::Doctor(args) => doctor::doctor(&args).map_err(cannot_print),
         Command::Completions { shell } => {
             let mut script = Vec::new();
