@@ -96,16 +96,25 @@ mod tests {
         assert_eq!(chosen(&[], &[]).unwrap(), "boot[cpus=1] boot[cpus=2] disk");
         assert_eq!(chosen(&["cpus=2", "di"], &[]).unwrap(), "boot[cpus=2] disk");
         assert_eq!(chosen(&[], &["slow"]).unwrap(), "boot[cpus=2] disk");
-        assert_eq!(chosen(&["boot"], &["slow", "fast"]).unwrap(), "boot[cpus=1] boot[cpus=2]");
+        assert_eq!(
+            chosen(&["boot"], &["slow", "fast"]).unwrap(),
+            "boot[cpus=1] boot[cpus=2]"
+        );
         assert_eq!(chosen(&["disk"], &["smp", "slow"]).unwrap(), "disk");
     }
 
     #[test]
     fn none_is_an_error() {
         let text = chosen(&["nothing"], &[]).unwrap_err();
-        assert!(text.starts_with("none of 3 scenarios is chosen; see"), "{text}");
+        assert!(
+            text.starts_with("none of 3 scenarios is chosen; see"),
+            "{text}"
+        );
         let text = chosen(&[], &["slwo"]).unwrap_err();
-        assert_eq!(text, "no scenario has the tag \"slwo\"; did you mean \"slow\"?");
+        assert_eq!(
+            text,
+            "no scenario has the tag \"slwo\"; did you mean \"slow\"?"
+        );
         let text = chosen(&["disk"], &["fast"]).unwrap_err();
         assert!(text.starts_with("none of 3"), "{text}");
         assert!(choose(Vec::new(), &[], &[]).is_err());
@@ -114,13 +123,17 @@ mod tests {
     #[test]
     fn a_seed_gives_its_order_again() {
         let order = |seed| {
-            let mut all: Vec<Scenario> = (0..50).map(|it| scenario(&format!("s{it}"), &[])).collect();
+            let mut all: Vec<Scenario> =
+                (0..50).map(|it| scenario(&format!("s{it}"), &[])).collect();
             let used = shuffle(&mut all, seed);
             let names: Vec<String> = all.into_iter().map(|it| it.name).collect();
             (names, used)
         };
         let (unshuffled, none) = order(None);
-        assert_eq!((none, &*unshuffled[0], &*unshuffled[49]), (None, "s0", "s49"));
+        assert_eq!(
+            (none, &*unshuffled[0], &*unshuffled[49]),
+            (None, "s0", "s49")
+        );
         let (first, seed) = order(Some(Some(7)));
         assert_eq!(seed, Some(7));
         assert_ne!(first, unshuffled);

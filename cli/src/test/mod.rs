@@ -62,7 +62,10 @@ fn effective(scenarios: &[Scenario]) -> Result<String, Failure> {
     let mut text = String::new();
     for scenario in scenarios {
         let toml = format::to_toml(scenario).map_err(|err| {
-            Failure::new(format!("{} cannot be written as TOML: {err}", scenario.name))
+            Failure::new(format!(
+                "{} cannot be written as TOML: {err}",
+                scenario.name
+            ))
         })?;
         let file = scenario.file.display().to_string();
         // A name of a file may have a line feed.

@@ -5,7 +5,8 @@ type Wrong = (String, String);
 
 /// `http://127.0.0.1:8080/health`. What a capture stands in for is not known yet.
 pub(super) fn check_url(url: &str) -> Result<(), Wrong> {
-    let help = || "http = \"http://127.0.0.1:8080/\", where [run] has publish = [\"8080:80\"]".to_owned();
+    let help =
+        || "http = \"http://127.0.0.1:8080/\", where [run] has publish = [\"8080:80\"]".to_owned();
     let Some(rest) = url.strip_prefix("http://") else {
         if url.contains("{{") {
             return Ok(());
@@ -19,7 +20,10 @@ pub(super) fn check_url(url: &str) -> Result<(), Wrong> {
         });
     };
     if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err((format!("\"{}\" has a space in it", url.escape_debug()), help()));
+        return Err((
+            format!("\"{}\" has a space in it", url.escape_debug()),
+            help(),
+        ));
     }
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     check_host(host, false).map_err(|why| (format!("\"{url}\": {why}"), help()))
@@ -108,7 +112,12 @@ mod tests {
         for good in ["127.0.0.1:1", "[::1]:22", "h:{{port}}"] {
             assert_eq!(check_address(good), Ok(()), "{good}");
         }
-        for (bad, complaint) in [("127.0.0.1", "no port"), ("", "no host"), ("a:+1", "no port"), ("::1:22", "no host")] {
+        for (bad, complaint) in [
+            ("127.0.0.1", "no port"),
+            ("", "no host"),
+            ("a:+1", "no port"),
+            ("::1:22", "no host"),
+        ] {
             let (message, _) = check_address(bad).unwrap_err();
             assert!(message.contains(complaint), "{bad}: {message}");
         }

@@ -1,5 +1,7 @@
 //! A scenario as a file again: in full, one cell, with nothing left to look up. It can be run as it is.
 
+use std::borrow::Cow;
+
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use toml::{Table, Value};
 
@@ -13,11 +15,15 @@ use crate::test::scenario::{
 
 /// A table whose keys stay in their order.
 #[derive(Default)]
-struct Ordered(Vec<(&'static str, Value)>);
+struct Ordered(Vec<(Cow<'static, str>, Value)>);
 
 impl Ordered {
     fn put(&mut self, key: &'static str, value: impl Into<Value>) {
-        self.0.push((key, value.into()));
+        self.0.push((key.into(), value.into()));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn put_some<T: Into<Value>>(&mut self, key: &'static str, value: Option<T>) {
@@ -50,8 +56,8 @@ struct File {
     vm: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<Table>,
-    #[serde(skip_serializing_if = "Table::is_empty")]
-    matrix: Table,
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    matrix: Ordered,
     step: Vec<Ordered>,
 }
 
@@ -75,18 +81,16 @@ pub(crate) fn to_toml(scenario: &Scenario) -> Result<String, toml::ser::Error> {
         own,
         vm,
         run: scenario.run.as_ref().map(run),
-        matrix: scenario
-            .cell
-            .iter()
-            .map(|(axis, label)| {
-                // A value with a name sets nothing: what it has set is there.
-                let value = Table::from_iter([("name".to_owned(), escaped(label).into())]);
-                (axis.clone(), vec![Value::Table(value)].into())
-            })
-            .collect(),
+        matrix: Ordered(scenario.cell.iter().map(axis).collect()),
         step: scenario.steps.iter().map(step).collect(),
     };
     toml::to_string(&file)
+}
+
+/// An axis with one value, which has a name and sets nothing: what it has set is there.
+fn axis((axis, label): &(String, String)) -> (Cow<'static, str>, Value) {
+    let value = Table::from_iter([("name".to_owned(), escaped(label).into())]);
+    (axis.clone().into(), vec![Value::Table(value)].into())
 }
 
 fn strings(texts: &[String]) -> Value {
@@ -283,5 +287,10 @@ fn net_fault(fault: &NetFault) -> Value {
         NetEffect::Duplicate => ("effect".into(), "duplicate".into()),
         NetEffect::Delay(delay) => ("delay".into(), delay.to_string().into()),
     };
-    Table::from_iter([("direction".into(), direction.into()), when(fault.when), effect]).into()
+    Table::from_iter([
+        ("direction".into(), direction.into()),
+        when(fault.when),
+        effect,
+    ])
+    .into()
 }

@@ -27,8 +27,10 @@ pub(super) const OPS: [(&str, DiskOp); 4] = [
 pub(super) const DIRECTIONS: [(&str, bool); 2] = [("from-guest", true), ("to-guest", false)];
 
 /// What a network's fault does.
-pub(super) const NET_EFFECTS: [(&str, NetEffect); 2] =
-    [("drop", NetEffect::Drop), ("duplicate", NetEffect::Duplicate)];
+pub(super) const NET_EFFECTS: [(&str, NetEffect); 2] = [
+    ("drop", NetEffect::Drop),
+    ("duplicate", NetEffect::Duplicate),
+];
 
 /// The most faults that a device has.
 const MAX_FAULTS: usize = 64;
@@ -68,14 +70,17 @@ pub(super) fn of_disk(
     step: &Place,
     context: &mut Context<'_>,
 ) -> Vec<DiskFault> {
-    let help = "faults = [ { op = \"write\", every = 1, fail = \"EIO\" } ], or faults = [] for none";
+    let help =
+        "faults = [ { op = \"write\", every = 1, fail = \"EIO\" } ], or faults = [] for none";
     let mut faults = Vec::new();
     for (mut fields, place) in each(field, step, help, &DISK_KEYS, context) {
         let op = fields.take("op");
         let op = match op {
             Some(field) => context.one_of(&field.value, "op", &OPS),
             None => {
-                context.complaints.help(&place, "the fault has no op", "op = \"write\"");
+                context
+                    .complaints
+                    .help(&place, "the fault has no op", "op = \"write\"");
                 None
             }
         };
@@ -109,7 +114,9 @@ pub(super) fn of_net(
             Some(field) => context.one_of(&field.value, "direction", &DIRECTIONS),
             None => {
                 let help = "direction = \"from-guest\", or \"to-guest\"";
-                context.complaints.help(&place, "the fault has no direction", help);
+                context
+                    .complaints
+                    .help(&place, "the fault has no direction", help);
                 None
             }
         };
@@ -143,7 +150,9 @@ fn each<'a>(
     context: &mut Context<'_>,
 ) -> Vec<(Fields<'a>, Place)> {
     let Some(field) = field else {
-        context.complaints.help(step, "the step has no faults", help);
+        context
+            .complaints
+            .help(step, "the step has no faults", help);
         return Vec::new();
     };
     let place = field.place();
@@ -159,7 +168,9 @@ fn each<'a>(
         // Keys that are none are told first, and the others are read.
         if let DeValue::Table(table) = value.get_ref() {
             for key in table.keys().filter(|it| !known.contains(&&**it.get_ref())) {
-                context.complaints.unknown_key(&key.span(), key.get_ref(), known);
+                context
+                    .complaints
+                    .unknown_key(&key.span(), key.get_ref(), known);
             }
         }
         if let Some(fields) = context.table(value, "a fault") {
@@ -173,7 +184,9 @@ fn when(fields: &mut Fields<'_>, place: &Place, context: &mut Context<'_>) -> Op
     let count = 1..=i64::MAX;
     match (fields.take("nth"), fields.take("every")) {
         (Some(field), None) => context.integer(&field.value, "nth", count).map(When::Nth),
-        (None, Some(field)) => context.integer(&field.value, "every", count).map(When::Every),
+        (None, Some(field)) => context
+            .integer(&field.value, "every", count)
+            .map(When::Every),
         _ => {
             let help = "nth = 3 is the third alone, every = 3 each third";
             let message = "a fault has either nth or every";

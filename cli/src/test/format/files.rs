@@ -143,7 +143,10 @@ impl Reader<'_> {
             for (name, place) in self.extended_by(next) {
                 // As it is shown: beside the file that extends it, as that was named.
                 let file = self.sources.get(next).path.as_deref();
-                let path = file.and_then(Path::parent).unwrap_or(Path::new("")).join(&name);
+                let path = file
+                    .and_then(Path::parent)
+                    .unwrap_or(Path::new(""))
+                    .join(&name);
                 if let Some(parent) = self.file(&path, Some(&place)) {
                     self.sources.get_mut(next).parents.push((parent, place));
                 }
@@ -173,11 +176,14 @@ impl Reader<'_> {
         let mut names = Vec::new();
         for value in values {
             match value.get_ref().as_str() {
-                Some("") => self.complaints.say(&value.span(), "extends is an empty path"),
+                Some("") => self
+                    .complaints
+                    .say(&value.span(), "extends is an empty path"),
                 Some(name) => names.push((name.to_owned(), value.span())),
                 None => {
                     let kind = value.get_ref().type_str();
-                    let message = format!("extends is a path or several, not a value of type {kind}");
+                    let message =
+                        format!("extends is a path or several, not a value of type {kind}");
                     self.complaints.say(&value.span(), message);
                 }
             }

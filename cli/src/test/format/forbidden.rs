@@ -66,35 +66,116 @@ mod tests {
     #[test]
     fn what_kernels_say_is_seen() {
         for (line, expected) in [
-            ("[    1.234567] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)", "a panic"),
-            ("# [   12.000001][    T1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000009", "a panic"),
-            ("Kernel panic - not syncing: sysrq triggered crash", "a panic"),
+            (
+                "[    1.234567] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)",
+                "a panic",
+            ),
+            (
+                "# [   12.000001][    T1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000009",
+                "a panic",
+            ),
+            (
+                "Kernel panic - not syncing: sysrq triggered crash",
+                "a panic",
+            ),
             ("[    2.000000] Oops: 0002 [#1] PREEMPT SMP PTI", "an oops"),
-            ("[    2.000000] Oops: general protection fault, probably for non-canonical address 0xdead000000000108: 0000 [#1] SMP NOPTI", "an oops"),
-            ("[    2.000000] general protection fault, probably for non-canonical address 0xdead000000000108: 0000 [#1] SMP", "an oops"),
+            (
+                "[    2.000000] Oops: general protection fault, probably for non-canonical address 0xdead000000000108: 0000 [#1] SMP NOPTI",
+                "an oops",
+            ),
+            (
+                "[    2.000000] general protection fault, probably for non-canonical address 0xdead000000000108: 0000 [#1] SMP",
+                "an oops",
+            ),
             ("[    2.000000] invalid opcode: 0000 [#1] SMP", "an oops"),
-            ("[    2.000000] Internal error: Oops: 0000000096000004 [#1] PREEMPT SMP", "an oops"),
-            ("[    2.000000] BUG: kernel NULL pointer dereference, address: 0000000000000000", "a bug, by its time stamp"),
-            ("[  211.000000][  C0] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [stress:312]", "a bug, by its time stamp"),
-            ("half a line[    2.000000] BUG: something that is new", "a bug, by its time stamp"),
-            ("BUG: unable to handle page fault for address: ffffffffc0000000", "a bug, by its words"),
-            ("watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [sh:1]", "a bug, by its words"),
-            ("BUG: KASAN: slab-out-of-bounds in foo+0x1/0x2", "a bug, by its words"),
-            ("BUG: sleeping function called from invalid context at kernel/locking/mutex.c:580", "a bug, by its words"),
-            ("BUG: scheduling while atomic: sh/1/0x00000002", "a bug, by its words"),
-            ("[    2.000000] kernel BUG at mm/slub.c:448!", "a bug's line"),
-            ("[    2.000000] NMI watchdog: Watchdog detected hard LOCKUP on cpu 1", "a hard lockup"),
-            ("[    2.000000] watchdog: CPU3: Watchdog detected hard LOCKUP on cpu 3", "a hard lockup"),
-            ("[   21.000000] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", "a stall of RCU"),
-            ("[   21.000000] rcu: INFO: rcu_sched self-detected stall on CPU", "a stall of RCU"),
-            ("[   21.000000] rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 0-.... } 3899 jiffies s: 61 root: 0x1/.", "a stall of RCU"),
-            ("[   21.000000] INFO: rcu_tasks detected stalls on tasks:", "a stall of RCU"),
-            ("[   21.000000] rcu: rcu_preempt kthread starved for 5250 jiffies! g-1 f0x0 RCU_GP_WAIT_FQS(5)", "a stall of RCU"),
-            ("[    3.000000] a b.sh[71]: segfault at 0 ip 0000000000401136 sp 00007ffd0c0ffee0 error 6 in crash[401000+1000]", "a program's fault"),
-            ("[    3.000000] traps: crash[71] general protection fault ip:401136 sp:7ffd0c0ffee0 error:0 in crash[401000+1000]", "a program's fault"),
-            ("[    3.000000] traps: crash[71] trap invalid opcode ip:401136 sp:7ffd0c0ffee0 error:0", "a program's fault"),
-            ("[  242.000000] INFO: task kworker/0:1:12 blocked for more than 120 seconds.", "a task that hangs"),
-            ("[  242.000000] INFO: task tar:312 blocked in I/O wait for more than 120 seconds.", "a task that hangs"),
+            (
+                "[    2.000000] Internal error: Oops: 0000000096000004 [#1] PREEMPT SMP",
+                "an oops",
+            ),
+            (
+                "[    2.000000] BUG: kernel NULL pointer dereference, address: 0000000000000000",
+                "a bug, by its time stamp",
+            ),
+            (
+                "[  211.000000][  C0] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [stress:312]",
+                "a bug, by its time stamp",
+            ),
+            (
+                "half a line[    2.000000] BUG: something that is new",
+                "a bug, by its time stamp",
+            ),
+            (
+                "BUG: unable to handle page fault for address: ffffffffc0000000",
+                "a bug, by its words",
+            ),
+            (
+                "watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [sh:1]",
+                "a bug, by its words",
+            ),
+            (
+                "BUG: KASAN: slab-out-of-bounds in foo+0x1/0x2",
+                "a bug, by its words",
+            ),
+            (
+                "BUG: sleeping function called from invalid context at kernel/locking/mutex.c:580",
+                "a bug, by its words",
+            ),
+            (
+                "BUG: scheduling while atomic: sh/1/0x00000002",
+                "a bug, by its words",
+            ),
+            (
+                "[    2.000000] kernel BUG at mm/slub.c:448!",
+                "a bug's line",
+            ),
+            (
+                "[    2.000000] NMI watchdog: Watchdog detected hard LOCKUP on cpu 1",
+                "a hard lockup",
+            ),
+            (
+                "[    2.000000] watchdog: CPU3: Watchdog detected hard LOCKUP on cpu 3",
+                "a hard lockup",
+            ),
+            (
+                "[   21.000000] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
+                "a stall of RCU",
+            ),
+            (
+                "[   21.000000] rcu: INFO: rcu_sched self-detected stall on CPU",
+                "a stall of RCU",
+            ),
+            (
+                "[   21.000000] rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 0-.... } 3899 jiffies s: 61 root: 0x1/.",
+                "a stall of RCU",
+            ),
+            (
+                "[   21.000000] INFO: rcu_tasks detected stalls on tasks:",
+                "a stall of RCU",
+            ),
+            (
+                "[   21.000000] rcu: rcu_preempt kthread starved for 5250 jiffies! g-1 f0x0 RCU_GP_WAIT_FQS(5)",
+                "a stall of RCU",
+            ),
+            (
+                "[    3.000000] a b.sh[71]: segfault at 0 ip 0000000000401136 sp 00007ffd0c0ffee0 error 6 in crash[401000+1000]",
+                "a program's fault",
+            ),
+            (
+                "[    3.000000] traps: crash[71] general protection fault ip:401136 sp:7ffd0c0ffee0 error:0 in crash[401000+1000]",
+                "a program's fault",
+            ),
+            (
+                "[    3.000000] traps: crash[71] trap invalid opcode ip:401136 sp:7ffd0c0ffee0 error:0",
+                "a program's fault",
+            ),
+            (
+                "[  242.000000] INFO: task kworker/0:1:12 blocked for more than 120 seconds.",
+                "a task that hangs",
+            ),
+            (
+                "[  242.000000] INFO: task tar:312 blocked in I/O wait for more than 120 seconds.",
+                "a task that hangs",
+            ),
         ] {
             assert!(found(line).contains(&expected), "{line}: {:?}", found(line));
         }

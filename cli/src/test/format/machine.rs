@@ -18,7 +18,10 @@ pub(super) fn keys() -> Vec<String> {
     table.insert(key, Spanned::new(0..0, DeValue::Boolean(true)));
     let deserializer = toml::Deserializer::from(Spanned::new(0..0, table));
     let complaint = VmConfig::deserialize(deserializer).err();
-    let message = complaint.as_ref().map(|err| err.message()).unwrap_or_default();
+    let message = complaint
+        .as_ref()
+        .map(|err| err.message())
+        .unwrap_or_default();
     let known = names(message, "unknown field ").map(|it| it.1);
     let known = known.unwrap_or_default().into_iter();
     known.map(ToOwned::to_owned).collect()
@@ -81,7 +84,12 @@ pub(super) fn machine(field: Option<Field<'_>>, context: &mut Context<'_>) -> Op
 
 /// Goes through the values that are paths, or say where a console leads.
 fn each_path<'a>(table: &mut Table<'a>, act: &mut dyn FnMut(&mut Value<'a>, bool)) {
-    for (key, is_console) in [("kernel", false), ("initrd", false), ("serial", true), ("console", true)] {
+    for (key, is_console) in [
+        ("kernel", false),
+        ("initrd", false),
+        ("serial", true),
+        ("console", true),
+    ] {
         if let Some(value) = table.get_mut(key) {
             act(value, is_console);
         }
@@ -154,7 +162,9 @@ mod tests {
         let mut sources = Sources::default();
         sources.add_file(&path, text.into());
         let mut table = sources.parse(0).unwrap();
-        each_path(&mut table, &mut |value, is_console| start_at_file(value, is_console, &sources));
+        each_path(&mut table, &mut |value, is_console| {
+            start_at_file(value, is_console, &sources)
+        });
         let deserializer = toml::Deserializer::from(Spanned::new(0..0, table));
         assert_eq!(VmConfig::deserialize(deserializer).unwrap(), expected);
         assert!(expected.kernel.unwrap().starts_with(folder.path()));

@@ -36,7 +36,10 @@ pub(super) struct Cell<'a> {
 impl Cell<'_> {
     /// As it is in a scenario's name: `kernel=6.1,memory=512M`.
     pub(super) fn name(&self) -> String {
-        let parts = self.choices.iter().map(|it| format!("{}={}", it.short, it.label));
+        let parts = self
+            .choices
+            .iter()
+            .map(|it| format!("{}={}", it.short, it.label));
         parts.collect::<Vec<_>>().join(",")
     }
 }
@@ -77,7 +80,9 @@ pub(super) fn cells<'a>(
     let exclusions = exclude.map(|it| exclusions(it, &axes, context));
     axes.retain(|axis| {
         let path: Vec<&str> = axis.name.split('.').collect();
-        !fixed.iter().any(|it| path.starts_with(&it.iter().map(String::as_str).collect::<Vec<_>>()))
+        !fixed
+            .iter()
+            .any(|it| path.starts_with(&it.iter().map(String::as_str).collect::<Vec<_>>()))
     });
     if axes.is_empty() {
         return vec![Cell::default()];
@@ -87,7 +92,11 @@ pub(super) fn cells<'a>(
         .try_fold(1usize, |count, axis| count.checked_mul(axis.values.len()));
     if count.is_none_or(|it| it > MAX_CELLS) {
         let message = format!("the matrix has more than {MAX_CELLS} cells");
-        context.complaints.help(&place, message, "leave out some values, or make several files of it");
+        context.complaints.help(
+            &place,
+            message,
+            "leave out some values, or make several files of it",
+        );
         return Vec::new();
     }
     let names = short_names(&axes);
@@ -113,12 +122,16 @@ pub(super) fn cells<'a>(
     };
     cells.retain(|cell| {
         let is_so = |(axis, label): &(String, String)| {
-            cell.choices.iter().any(|it| it.axis == *axis && it.label == *label)
+            cell.choices
+                .iter()
+                .any(|it| it.axis == *axis && it.label == *label)
         };
         !exclusions.iter().any(|it| it.iter().all(is_so))
     });
     if cells.is_empty() && context.complaints.is_empty() {
-        context.complaints.say(&place, "exclude leaves no cell of the matrix");
+        context
+            .complaints
+            .say(&place, "exclude leaves no cell of the matrix");
     }
     cells
 }
@@ -220,7 +233,9 @@ fn table_value<'a>(value: Value<'a>, context: &mut Context<'_>) -> Option<AxisVa
     let mut fields = context.table(value, "a value")?;
     let Some(name) = fields.take("name") else {
         let message = "a value of an axis that is a table has a name";
-        context.complaints.help(&place, message, "name = \"6.1\", for instance");
+        context
+            .complaints
+            .help(&place, message, "name = \"6.1\", for instance");
         return None;
     };
     let label = context.some_text(&name.value, "name", Use::Value)?;
@@ -258,7 +273,9 @@ fn plain_value<'a>(
 ) -> Option<AxisValue<'a>> {
     let place = value.span();
     let text = match value.get_ref() {
-        DeValue::String(_) => context.some_text(&value, &format!("a value of {axis}"), Use::Value)?,
+        DeValue::String(_) => {
+            context.some_text(&value, &format!("a value of {axis}"), Use::Value)?
+        }
         DeValue::Integer(number) => integer(number)?.to_string(),
         DeValue::Float(number) => number.as_str().to_owned(),
         DeValue::Boolean(value) => value.to_string(),
@@ -302,10 +319,12 @@ fn short_names(axes: &[Axis<'_>]) -> Vec<String> {
     let all: Vec<String> = axes.iter().map(last).collect();
     axes.iter()
         .zip(&all)
-        .map(|(axis, short)| match all.iter().filter(|it| *it == short).count() {
-            1 => short.clone(),
-            _ => axis.name.clone(),
-        })
+        .map(
+            |(axis, short)| match all.iter().filter(|it| *it == short).count() {
+                1 => short.clone(),
+                _ => axis.name.clone(),
+            },
+        )
         .collect()
 }
 
@@ -325,7 +344,10 @@ fn exclusions(
         let before = context.complaints.len();
         exclusion("", fields, axes, &mut cell, context);
         if cell.is_empty() && context.complaints.len() == before {
-            context.complaints.say(&place, "a cell to exclude that names no axis is all of them");
+            context.complaints.say(
+                &place,
+                "a cell to exclude that names no axis is all of them",
+            );
         }
         // What is wrong excludes nothing, rather than too much.
         if context.complaints.len() == before {
@@ -354,7 +376,9 @@ fn exclusion(
         let Some(axis) = axes.iter().find(|it| it.name == name) else {
             let known: Vec<&str> = axes.iter().map(|it| it.name.as_str()).collect();
             let message = format!("the matrix has no axis \"{name}\"");
-            context.complaints.help(&field.key, message, suggestion(&name, &known));
+            context
+                .complaints
+                .help(&field.key, message, suggestion(&name, &known));
             continue;
         };
         let text = match field.value.get_ref() {
@@ -364,13 +388,18 @@ fn exclusion(
             _ => context.string(&field.value, &name),
         };
         let Some(text) = text else { continue };
-        let found = axis.values.iter().find(|it| it.label == text || it.text == text);
+        let found = axis
+            .values
+            .iter()
+            .find(|it| it.label == text || it.text == text);
         match found {
             Some(value) => cell.push((name, value.label.clone())),
             None => {
                 let known: Vec<&str> = axis.values.iter().map(|it| it.label.as_str()).collect();
                 let message = format!("the axis \"{name}\" has no value \"{text}\"");
-                context.complaints.help(&place, message, suggestion(&text, &known));
+                context
+                    .complaints
+                    .help(&place, message, suggestion(&text, &known));
             }
         }
     }

@@ -62,7 +62,11 @@ impl<'a> Merger<'a> {
     }
 
     /// A file's table over those of the files that it extends; none if it is no TOML, which has been told then.
-    pub(super) fn table(&mut self, number: usize, complaints: &mut Complaints) -> Option<Table<'a>> {
+    pub(super) fn table(
+        &mut self,
+        number: usize,
+        complaints: &mut Complaints,
+    ) -> Option<Table<'a>> {
         if let Some(done) = self.done.get(&number) {
             return done.clone();
         }
@@ -85,9 +89,7 @@ impl<'a> Merger<'a> {
         for (parent, place) in &sources.get(number).parents {
             if let Some(at) = self.under_way.iter().position(|it| it == parent) {
                 let names = self.under_way[at..].iter().chain([parent]);
-                let names: Vec<String> = names
-                    .map(|it| sources.get(*it).shown.clone())
-                    .collect();
+                let names: Vec<String> = names.map(|it| sources.get(*it).shown.clone()).collect();
                 let message = format!("a file extends itself: {}", names.join(" -> "));
                 complaints.say(place, message);
                 continue;

@@ -19,14 +19,14 @@ mod merge;
 mod order;
 mod reader;
 mod run;
-// #[cfg(test)]
-//mod schema;
+#[cfg(test)]
+mod schema;
 mod sets;
 mod sources;
 mod steps;
 mod template;
-// #[cfg(test)]
-//mod tests;
+#[cfg(test)]
+mod tests;
 mod whole;
 
 use std::collections::HashMap;
@@ -43,9 +43,9 @@ use reader::{Context, Fields};
 #[allow(unused_imports, reason = "the supervisor will")]
 pub(crate) use run::parse as run_arguments;
 use sources::{Complaints, Place, Sources, Table};
+use template::Values;
 #[allow(unused_imports, reason = "the supervisor will")]
 pub(crate) use template::{fill, fill_pattern};
-use template::Values;
 
 /// The JSON schema of the files, for editors. A test makes it.
 pub(crate) const SCHEMA: &str = include_str!("../../../scenario.schema.json");
@@ -72,7 +72,8 @@ const SCENARIO_KEYS: [&str; 14] = [
 const NOT_IN_CELLS: [&str; 4] = ["extends", "template", "name", "matrix"];
 
 /// What names look like, for those who wrote another.
-const NAME_HELP: &str = "names have letters, digits, dots, underscores and dashes, and begin by a letter or digit";
+const NAME_HELP: &str =
+    "names have letters, digits, dots, underscores and dashes, and begin by a letter or digit";
 
 /// The longest name.
 const MAX_NAME: usize = 100;
@@ -181,7 +182,8 @@ impl<'l> Loader<'l> {
                 "there are two scenarios named \"{name}\": the other is at {}",
                 self.sources.show(&other)
             );
-            self.complaints.help(&place, message, "give one another name: name = \"…\"");
+            self.complaints
+                .help(&place, message, "give one another name: name = \"…\"");
         }
         let before = self.complaints.len();
         let count = cells.len();

@@ -33,12 +33,14 @@ pub(super) fn check(
             Action::Expect {
                 on: Stream::Output, ..
             } if run.is_none_or(|it| it.spec.command.is_empty()) => {
-                let message = "there is no output to expect something on: the scenario has no command";
+                let message =
+                    "there is no output to expect something on: the scenario has no command";
                 let help = "[run] has command = [\"…\"]; a guest's console is on = \"console\"";
                 complaints.help(place, message, help);
             }
             Action::Run { input: Some(_), .. } if run.is_none() => {
-                let message = "input is for commands that ampoule's init runs, and there is no [run]";
+                let message =
+                    "input is for commands that ampoule's init runs, and there is no [run]";
                 let help = "have the shell feed it: run = \"echo … | …\"";
                 complaints.help(place, message, help);
             }
@@ -77,7 +79,8 @@ impl Course {
             Action::Expect { .. } | Action::Timeline { .. } | Action::SnapshotConsole { .. }
         );
         if self.has_ended && !is_about_the_past {
-            let message = format!("{name} comes after wait-exit, when there is no machine any more");
+            let message =
+                format!("{name} comes after wait-exit, when there is no machine any more");
             let help = "expect, timeline and snapshot-console are about what was, the others go before wait-exit";
             complaints.help(place, message, help);
             return;

@@ -158,7 +158,7 @@ impl<'c> Context<'c> {
     /// A text; one of a step may keep names of captures.
     pub(super) fn text(&mut self, value: &Value<'_>, what: &str, used: Use<'_>) -> Option<String> {
         match value.get_ref().as_str() {
-            Some(text) => Some(self.resolve(text, &value.span(), used, false)),
+            Some(text) => self.resolve(text, &value.span(), used, false),
             None => {
                 self.wrong_type(&value.span(), what, "a string", value.get_ref());
                 None
@@ -175,7 +175,8 @@ impl<'c> Context<'c> {
     ) -> Option<String> {
         let text = self.text(value, what, used)?;
         if text.is_empty() {
-            self.complaints.say(&value.span(), format!("{what} is empty"));
+            self.complaints
+                .say(&value.span(), format!("{what} is empty"));
             return None;
         }
         Some(text)
@@ -262,7 +263,7 @@ impl<'c> Context<'c> {
             self.wrong_type(&place, "regex", "a string", regex.value.get_ref());
             return None;
         };
-        let kept = self.resolve(text, &place, used, true);
+        let kept = self.resolve(text, &place, used, true)?;
         // What a capture is has no say in whether the expression is one.
         let tried = match used {
             Use::Value => kept.clone(),
@@ -281,7 +282,13 @@ impl<'c> Context<'c> {
         }
     }
 
-    fn resolve(&mut self, text: &str, place: &Place, used: Use<'_>, is_regex: bool) -> String {
+    fn resolve(
+        &mut self,
+        text: &str,
+        place: &Place,
+        used: Use<'_>,
+        is_regex: bool,
+    ) -> Option<String> {
         template::resolve(text, place, used, is_regex, &self.values, self.complaints)
     }
 
@@ -302,8 +309,10 @@ impl<'c> Context<'c> {
         let place = value.span();
         match value.get_mut() {
             DeValue::String(text) => {
-                if text.contains("{{") {
-                    *text = self.resolve(text, &place, Use::Value, false).into();
+                if text.contains("{{")
+                    && let Some(resolved) = self.resolve(text, &place, Use::Value, false)
+                {
+                    *text = resolved.into();
                 }
             }
             DeValue::Array(values) => values.iter_mut().for_each(|it| self.resolve_all(it)),

@@ -21,9 +21,15 @@ use crate::{key_list, usage};
 /// Flags that make no sense without a person at the terminal, and why.
 const OTHERS: [(&str, &str); 4] = [
     ("interactive", "nobody types: a step's `run` has `input`"),
-    ("tty", "the outputs are looked at apart: `run = \"script -c …\"` gives a program a terminal"),
+    (
+        "tty",
+        "the outputs are looked at apart: `run = \"script -c …\"` gives a program a terminal",
+    ),
     ("rm", "nothing is left behind in any case"),
-    ("quiet", "what takes time or is missing goes to the scenario's log"),
+    (
+        "quiet",
+        "what takes time or is missing goes to the scenario's log",
+    ),
 ];
 
 /// What stands in for a command where clap wants one.
@@ -48,7 +54,9 @@ pub(super) fn key_of(arg: &clap::Arg) -> &str {
 pub(super) fn keys() -> Vec<String> {
     let definition = definition();
     let keys = definition.get_arguments().map(key_of);
-    keys.filter(|it| !is_refused(it)).map(ToOwned::to_owned).collect()
+    keys.filter(|it| !is_refused(it))
+        .map(ToOwned::to_owned)
+        .collect()
 }
 
 /// What is to be run, and the same as `ampoule run` has it.
@@ -69,8 +77,13 @@ pub(super) fn run(field: Option<Field<'_>>, context: &mut Context<'_>) -> Option
     let command = command.unwrap_or_default();
     let definition = definition();
     let mut arguments = Vec::new();
-    for (key, field) in fields.left() {
-        let arg = definition.get_arguments().find(|it| it.get_long() == Some(&key));
+    let mut flags = fields.left();
+    // The same keys are the same arguments, however they are written.
+    flags.sort_by(|a, b| a.0.cmp(&b.0));
+    for (key, field) in flags {
+        let arg = definition
+            .get_arguments()
+            .find(|it| it.get_long() == Some(&key));
         match arg {
             Some(arg) if !is_refused(&key) => {
                 let found = flag(&key, arg.get_action(), field, context);
@@ -140,7 +153,11 @@ fn unknown(key: &str, field: &Field<'_>, context: &mut Context<'_>) {
     } else {
         let known = keys();
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
-        context.complaints.help(place, format!("unknown key \"{key}\""), suggestion(key, &known));
+        context.complaints.help(
+            place,
+            format!("unknown key \"{key}\""),
+            suggestion(key, &known),
+        );
     }
 }
 
@@ -179,7 +196,9 @@ fn command(field: Field<'_>, context: &mut Context<'_>) -> Vec<String> {
     if values.is_empty() {
         context.complaints.say(&place, "command is empty");
     }
-    let words = values.iter().filter_map(|it| context.string(it, "a word of command"));
+    let words = values
+        .iter()
+        .filter_map(|it| context.string(it, "a word of command"));
     words.collect()
 }
 
@@ -225,12 +244,7 @@ fn value_text(key: &str, value: &Value<'_>, context: &mut Context<'_>) -> Option
 }
 
 /// A value with the host's path in it absolute, if it has one.
-fn with_paths(
-    key: &str,
-    text: String,
-    place: &Place,
-    context: &mut Context<'_>,
-) -> Option<String> {
+fn with_paths(key: &str, text: String, place: &Place, context: &mut Context<'_>) -> Option<String> {
     let directory = &context.sources().at(place).directory;
     match key {
         // HOST:GUEST, and a directory: the path is what the text begins by.

@@ -17,7 +17,11 @@ pub(super) struct Set {
 }
 
 /// Reads them.
-pub(super) fn read(sets: &[String], sources: &mut Sources, complaints: &mut Complaints) -> Vec<Set> {
+pub(super) fn read(
+    sets: &[String],
+    sources: &mut Sources,
+    complaints: &mut Complaints,
+) -> Vec<Set> {
     let mut read = Vec::new();
     for set in sets {
         let Some((key, value)) = set.split_once('=') else {

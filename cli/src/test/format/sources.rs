@@ -205,7 +205,8 @@ impl Complaints {
 
     pub(super) fn add(&mut self, problem: Problem) {
         if self.seen.insert(problem.clone()) {
-            self.all.push((problem, self.cell.clone().into_iter().collect()));
+            self.all
+                .push((problem, self.cell.clone().into_iter().collect()));
         } else if let Some(cell) = &self.cell
             && let Some((_, cells)) = self.all.iter_mut().find(|it| it.0 == problem)
         {

@@ -152,9 +152,8 @@ impl Reader<'_, '_> {
     /// Tells of a step without an action: of the key that was meant to be one, if there is one that may be.
     fn no_action(&mut self, fields: &Fields<'_>) {
         let actions: Vec<&str> = ACTIONS.iter().map(|it| it.0).collect();
-        let is_parameter = |key: &str| {
-            COMMON.contains(&key) || ACTIONS.iter().any(|it| it.1.contains(&key))
-        };
+        let is_parameter =
+            |key: &str| COMMON.contains(&key) || ACTIONS.iter().any(|it| it.1.contains(&key));
         let unknown = fields.keys().find(|(key, _)| !is_parameter(key));
         match unknown {
             Some((key, place)) => {
@@ -180,7 +179,9 @@ impl Reader<'_, '_> {
             let owners = ACTIONS.iter().filter(|it| it.1.contains(&&*key));
             let owners: Vec<&str> = owners.map(|it| it.0).collect();
             if owners.is_empty() {
-                self.context.complaints.unknown_key(&field.key, &key, &known);
+                self.context
+                    .complaints
+                    .unknown_key(&field.key, &key, &known);
             } else {
                 let message = format!("{key} does not belong to {action}");
                 let help = format!(
@@ -318,7 +319,9 @@ impl Reader<'_, '_> {
             self.context.complaints.say(&field.place(), message);
             return None;
         }
-        self.context.integer(&field.value, "status", 0..=255).map(Some)
+        self.context
+            .integer(&field.value, "status", 0..=255)
+            .map(Some)
     }
 
     fn http(&mut self, field: &Field<'_>, fields: &mut Fields<'_>) -> Option<Action> {

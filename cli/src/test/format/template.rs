@@ -88,7 +88,8 @@ pub(super) enum Use<'u> {
     Step(&'u BTreeSet<String>),
 }
 
-/// Puts values into a text. Those in a regular expression are texts to find, not expressions.
+/// Puts values into a text; none if it names what is not there, which has been told then. Values in a regular expression are texts to
+/// find, not expressions.
 pub(super) fn resolve(
     text: &str,
     place: &Place,
@@ -96,7 +97,8 @@ pub(super) fn resolve(
     is_regex: bool,
     values: &Values<'_>,
     complaints: &mut Complaints,
-) -> String {
+) -> Option<String> {
+    let mut is_right = true;
     let mut whole = String::new();
     // What is no capture, since the last one: it is escaped as one, as braces may meet.
     let mut literal = String::new();
@@ -119,14 +121,20 @@ pub(super) fn resolve(
                         flush(&mut literal, &mut whole);
                         whole += &format!("{{{{{name}}}}}");
                     }
-                    _ => unknown(name, place, used, complaints),
+                    _ => {
+                        unknown(name, place, used, complaints);
+                        is_right = false;
+                    }
                 },
-                Err((message, help)) => complaints.help(place, message, help),
+                Err((message, help)) => {
+                    complaints.help(place, message, help);
+                    is_right = false;
+                }
             },
         }
     }
     flush(&mut literal, &mut whole);
-    whole
+    is_right.then_some(whole)
 }
 
 fn unknown(name: &str, place: &Place, used: Use<'_>, complaints: &mut Complaints) {
@@ -140,7 +148,9 @@ fn unknown(name: &str, place: &Place, used: Use<'_>, complaints: &mut Complaints
             let message = format!("no earlier step captures {{{{{name}}}}}");
             let known: Vec<&str> = captures.iter().map(String::as_str).collect();
             let help = match known.is_empty() {
-                true => format!("a capture is a named group: {{ regex = '(?P<{name}>\\w+)' }}; {escape}"),
+                true => format!(
+                    "a capture is a named group: {{ regex = '(?P<{name}>\\w+)' }}; {escape}"
+                ),
                 false => format!("{}; {escape}", suggestion(name, &known)),
             };
             complaints.help(place, message, help);
@@ -157,7 +167,8 @@ impl Values<'_> {
         place: &Place,
     ) -> Result<Option<String>, (String, String)> {
         if let Some(variable) = name.strip_prefix("env.") {
-            let found = (self.environment)(variable).filter(|it| default.is_none() || !it.is_empty());
+            let found =
+                (self.environment)(variable).filter(|it| default.is_none() || !it.is_empty());
             return match found.or(default.map(ToOwned::to_owned)) {
                 Some(value) => Ok(Some(value)),
                 None => Err((
@@ -183,7 +194,10 @@ impl Values<'_> {
         let Some(axis) = name.strip_prefix("matrix.") else {
             return Ok(None);
         };
-        let choice = self.cell.iter().find(|it| it.axis == axis || it.short == axis);
+        let choice = self
+            .cell
+            .iter()
+            .find(|it| it.axis == axis || it.short == axis);
         match choice {
             Some(choice) => Ok(Some(choice.text.clone())),
             None => {
@@ -211,11 +225,7 @@ pub(crate) fn fill_pattern(pattern: &Pattern, captures: &BTreeMap<String, String
     }
 }
 
-fn filled(
-    text: &str,
-    captures: &BTreeMap<String, String>,
-    put: impl Fn(&str) -> String,
-) -> String {
+fn filled(text: &str, captures: &BTreeMap<String, String>, put: impl Fn(&str) -> String) -> String {
     let mut filled = String::new();
     for piece in pieces(text) {
         match piece {
@@ -253,7 +263,16 @@ mod tests {
             default: Some(" x y"),
         };
         assert_eq!(pieces("{{env.A:- x y}}"), [default]);
-        for text in ["{{.State}}", "{{}}", "{{ }}", "{{a b}}", "{{a", "{\"a\":{\"b\":1}}", r"\{{2}", "{{1}}"] {
+        for text in [
+            "{{.State}}",
+            "{{}}",
+            "{{ }}",
+            "{{a b}}",
+            "{{a",
+            "{\"a\":{\"b\":1}}",
+            r"\{{2}",
+            "{{1}}",
+        ] {
             assert_eq!(pieces(text), [Text(text)], "{text}");
         }
         assert_eq!(pieces(""), []);
@@ -262,7 +281,10 @@ mod tests {
     #[test]
     fn what_is_captured_is_put_in() {
         let captures = BTreeMap::from([("v".to_owned(), "6.1".to_owned())]);
-        assert_eq!(fill("a {{v}} {{{{v}} {{.x}}", &captures), "a 6.1 {{v}} {{.x}}");
+        assert_eq!(
+            fill("a {{v}} {{{{v}} {{.x}}", &captures),
+            "a 6.1 {{v}} {{.x}}"
+        );
         let regex = fill_pattern(&Pattern::Regex("^{{v}}$".into()), &captures);
         assert_eq!(regex, Pattern::Regex(r"^6\.1$".into()));
         let text = fill_pattern(&Pattern::Literal("{{v}}".into()), &captures);
@@ -299,7 +321,7 @@ mod tests {
                 }
             }
             let kept = resolve(&written, &(0..0), Use::Step(&captures), false, &values, &mut complaints);
-            let filled = fill(&kept, &BTreeMap::from([("a".to_owned(), "7".to_owned())]));
+            let filled = fill(&kept.unwrap(), &BTreeMap::from([("a".to_owned(), "7".to_owned())]));
             prop_assert_eq!(filled, expected);
         }
     }

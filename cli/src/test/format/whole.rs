@@ -33,7 +33,12 @@ pub(super) fn scenario(
     let description = description.and_then(|it| context.string(&it.value, "description"));
     let tags = tags(fields.take("tags"), context);
     let timeout = span("timeout", fields.take("timeout"), TIMEOUT, context);
-    let step_timeout = span("step-timeout", fields.take("step-timeout"), STEP_TIMEOUT, context);
+    let step_timeout = span(
+        "step-timeout",
+        fields.take("step-timeout"),
+        STEP_TIMEOUT,
+        context,
+    );
     let mut forbid = patterns("forbid", fields.take("forbid"), context);
     let with_defaults = fields.take("forbid-defaults");
     let with_defaults = with_defaults.map(|it| context.boolean(&it.value, "forbid-defaults"));
@@ -58,7 +63,9 @@ pub(super) fn scenario(
         context.complaints.help(&step_place, message, help);
     }
     for (key, field) in fields.left() {
-        context.complaints.unknown_key(&field.key, &key, &SCENARIO_KEYS);
+        context
+            .complaints
+            .unknown_key(&field.key, &key, &SCENARIO_KEYS);
     }
     // A run that could not be read is not one that is not there.
     if has_run == run.is_some() {
@@ -74,7 +81,9 @@ pub(super) fn scenario(
         file: file.map(absolute).unwrap_or_default(),
         description,
         tags,
-        cell: cell.map(|it| (it.short.clone(), it.label.clone())).collect(),
+        cell: cell
+            .map(|it| (it.short.clone(), it.label.clone()))
+            .collect(),
         vm: vm?,
         run: run.map(|it| it.spec),
         timeout,
