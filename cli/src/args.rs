@@ -24,6 +24,8 @@ use crate::command::args::CommandArgs;
 use crate::images::ImageArgs;
 use crate::net_arg::NetArg;
 #[cfg(feature = "test")]
+use crate::test::args::{BisectArgs, TestArgs};
+#[cfg(feature = "test")]
 use crate::test::worker::WorkerArgs;
 use crate::{disk_arg, fs_arg, limits_arg, vsock_arg};
 
@@ -70,11 +72,34 @@ Else: 0 the guest powered off, or reset itself with --on-reboot exit; 124 --time
 ampoule or the host failed; 134 the guest crashed (panic, triple fault, KVM internal error); \
 128 + N stopped because of signal N.";
 
+#[cfg(feature = "test")]
+const TEST_EXAMPLES: &str = "\
+Examples:
+  ampoule test boot.toml
+  ampoule test --jobs 2 --retries 1 tests/scenarios
+  ampoule test --set vm.kernel=vmlinuz --tag fast tests/scenarios
+  ampoule test --list tests/scenarios
+  ampoule test --dry-run boot.toml
+  ampoule test --schema > scenario.schema.json
+
+Exit status: 0 all passed; 1 some failed; 2 the scenarios are wrong, and none was run; 125 ampoule or the host failed.";
+
+#[cfg(feature = "test")]
+const BISECT_EXAMPLES: &str = "\
+Examples:
+  ampoule bisect --good vmlinuz-6.1 --bad vmlinuz-6.12 boot.toml
+  ampoule bisect --good old.tar --bad new.tar boot.toml a.tar b.tar c.tar
+  ampoule bisect --key vm.initrd --good a.cpio --bad b.cpio boot.toml";
+
 /// The names of the commands.
 pub(crate) const COMMANDS: &[&str] = &[
     "run",
     #[cfg(feature = "image")]
     "image",
+    #[cfg(feature = "test")]
+    "test",
+    #[cfg(feature = "test")]
+    "bisect",
     "doctor",
     "completions",
     "man",
@@ -113,6 +138,16 @@ pub(crate) enum Command {
     #[cfg(feature = "image")]
     #[command(max_term_width = 100)]
     Image(ImageArgs),
+    /// Test VMs: boot what scenarios say, and look whether it does what they say
+    ///
+    /// A scenario is a TOML file: the machine, what runs in it, and steps to do and to see. docs/scenarios.md is its reference.
+    #[cfg(feature = "test")]
+    #[command(after_help = TEST_EXAMPLES, max_term_width = 100)]
+    Test(Box<TestArgs>),
+    /// Find the first of several kernels or images with which a scenario fails
+    #[cfg(feature = "test")]
+    #[command(after_help = BISECT_EXAMPLES, max_term_width = 100)]
+    Bisect(Box<BisectArgs>),
     /// Tell what this host offers to guests, and what to do about the rest
     ///
     /// Tiny probe guests execute what Linux needs. Nothing on the host is changed. The exit status is 0 only where Linux

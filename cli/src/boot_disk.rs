@@ -78,7 +78,7 @@ pub(crate) fn complete(vm: &mut VmConfig) -> Result<bool, Failure> {
 }
 
 /// Whether the guest's root is nobody else's matter: an initrd's, or that of a person who says where it is.
-fn is_wanted(vm: &VmConfig) -> bool {
+pub(crate) fn is_wanted(vm: &VmConfig) -> bool {
     let words = [&vm.cmdline, &vm.append].into_iter().flatten();
     let mut words = words.flat_map(|text| text.split_whitespace());
     let is_chosen = |word: &str| word.starts_with("root=") || word.starts_with("rdinit=");

@@ -22,14 +22,14 @@ use crate::report::{self, Failure};
 const MAX_SIZE: u64 = 1 << 20;
 
 /// Keys that are the command line's, not the library's.
-const OWN_KEYS: [&str; 4] = ["timeline", "metrics", "log-file", "log-level"];
+pub(crate) const OWN_KEYS: [&str; 4] = ["timeline", "metrics", "log-file", "log-level"];
 
 /// How alike a wrong name and the right one are at least, from 0 to 1 (Jaro-Winkler).
 const LIKENESS: f64 = 0.8;
 
 /// Reads a file.
 pub(crate) fn load(path: &Path) -> Result<RunConfig, Failure> {
-    let text = read(path)?;
+    let text = read(path, "configuration")?;
     let mut config = parse(&text).map_err(|problem| problem.at(path, &text))?;
     if let Some(directory) = path.parent() {
         start_paths_at(directory, &mut config);
@@ -66,9 +66,10 @@ pub(crate) fn to_toml(config: &RunConfig) -> Result<String, Failure> {
     Ok(own + &toml::to_string(&config.vm).map_err(cannot)?)
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
+/// The text of a file, which is called `what` where it cannot be read.
+pub(crate) fn read(path: &Path, what: &str) -> Result<String, Failure> {
     let name = path.display();
-    let cannot = |why: &str| Failure::new(format!("cannot read configuration \"{name}\": {why}"));
+    let cannot = |why: &str| Failure::new(format!("cannot read {what} \"{name}\": {why}"));
     let io = |err: std::io::Error| cannot(&report::io_text(&err));
     let mut text = Vec::new();
     File::open(path)
@@ -83,7 +84,7 @@ fn read(path: &Path) -> Result<String, Failure> {
 }
 
 fn parse(text: &str) -> Result<RunConfig, Problem> {
-    let mut table = DeTable::parse(text).map_err(|err| Problem::of_toml(&err, text))?;
+    let mut table = DeTable::parse(text).map_err(|err| Problem::of_toml(&err, text, &OWN_KEYS))?;
     let mut config = RunConfig {
         timeline: take_path(&mut table, "timeline")?,
         metrics: take_path(&mut table, "metrics")?,
@@ -101,7 +102,8 @@ fn parse(text: &str) -> Result<RunConfig, Problem> {
             })?;
     }
     let deserializer = toml::Deserializer::from(table);
-    config.vm = VmConfig::deserialize(deserializer).map_err(|err| Problem::of_toml(&err, text))?;
+    config.vm = VmConfig::deserialize(deserializer)
+        .map_err(|err| Problem::of_toml(&err, text, &OWN_KEYS))?;
     // A program that embeds the library has another way to it.
     if let Some(VsockConfig { socket: None, cid }) = config.vm.vsock {
         let problem = Problem::new("vsock has no socket, by which alone it is reached", None);
@@ -183,15 +185,15 @@ fn start_paths_at(directory: &Path, config: &mut RunConfig) {
 }
 
 /// What is wrong with a file, and at which bytes of it.
-#[derive(Debug, PartialEq, Eq)]
-struct Problem {
-    message: String,
-    span: Option<Range<usize>>,
-    help: Option<String>,
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Problem {
+    pub(crate) message: String,
+    pub(crate) span: Option<Range<usize>>,
+    pub(crate) help: Option<String>,
 }
 
 impl Problem {
-    fn new(message: impl Into<String>, span: Option<Range<usize>>) -> Self {
+    pub(crate) fn new(message: impl Into<String>, span: Option<Range<usize>>) -> Self {
         Self {
             message: message.into(),
             span,
@@ -199,20 +201,20 @@ impl Problem {
         }
     }
 
-    fn with_help(self, help: String) -> Self {
+    pub(crate) fn with_help(self, help: String) -> Self {
         Self {
             help: Some(help),
             ..self
         }
     }
 
-    /// Puts the parser's complaint into our words where it is about names.
-    fn of_toml(error: &toml::de::Error, text: &str) -> Self {
+    /// Puts the parser's complaint into our words where it is about names. Where the library's keys are meant, `own` are known besides.
+    pub(crate) fn of_toml(error: &toml::de::Error, text: &str, own: &[&str]) -> Self {
         let (message, span) = (error.message(), error.span());
         if let Some((wrong, known)) = names(message, "unknown field ") {
             let mut known = known;
             if known.contains(&"kernel") {
-                known.extend(OWN_KEYS);
+                known.extend(own);
             }
             return Self::new(format!("unknown key \"{wrong}\""), span)
                 .with_help(suggestion(wrong, &known));
@@ -248,7 +250,7 @@ impl Problem {
 }
 
 /// Reads serde's "unknown field `a`, expected one of `b`, `c`": the wrong name and the right ones.
-fn names<'a>(message: &'a str, start: &str) -> Option<(&'a str, Vec<&'a str>)> {
+pub(crate) fn names<'a>(message: &'a str, start: &str) -> Option<(&'a str, Vec<&'a str>)> {
     let rest = message.strip_prefix(start)?;
     // The parts between back-quotes are the odd ones.
     let mut quoted = rest.split('`').skip(1).step_by(2);
@@ -256,7 +258,7 @@ fn names<'a>(message: &'a str, start: &str) -> Option<(&'a str, Vec<&'a str>)> {
 }
 
 /// The nearest of the known names, or all of them.
-fn suggestion(wrong: &str, known: &[&str]) -> String {
+pub(crate) fn suggestion(wrong: &str, known: &[&str]) -> String {
     let likeness = |name: &str| strsim::jaro_winkler(&wrong.to_lowercase(), &name.to_lowercase());
     let nearest = known
         .iter()
@@ -270,7 +272,7 @@ fn suggestion(wrong: &str, known: &[&str]) -> String {
 }
 
 /// Line and column of a byte, both from 1; the column counts characters.
-fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
+pub(crate) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |at| at + 1);
     (

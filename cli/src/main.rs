@@ -33,7 +33,6 @@ mod run;
 mod signals;
 mod terminal;
 #[cfg(feature = "test")]
-#[allow(dead_code, reason = "being built")]
 mod test;
 mod timeline;
 mod usage;
@@ -74,6 +73,10 @@ fn dispatch(timeline: Timeline) -> Result<u8, Failure> {
         Command::Run(args) => run::run(*args, timeline),
         #[cfg(feature = "image")]
         Command::Image(args) => images::run(args),
+        #[cfg(feature = "test")]
+        Command::Test(args) => test::run(*args),
+        #[cfg(feature = "test")]
+        Command::Bisect(args) => test::bisect(*args),
         Command::Doctor(args) => doctor::doctor(&args).map_err(cannot_print),
         #[cfg(feature = "test")]
         Command::TestWorker(args) => test::worker::run(&args, timeline),

@@ -23,7 +23,7 @@ pub(crate) fn finish(err: &clap::Error, command: Option<&str>) -> Result<u8, Fai
 }
 
 /// clap's first paragraph is the complaint. Its tips become help; its usage is left to `--help`.
-fn failure(err: &clap::Error, command: Option<&str>) -> Failure {
+pub(crate) fn failure(err: &clap::Error, command: Option<&str>) -> Failure {
     let text = err.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let message: Vec<&str> = text

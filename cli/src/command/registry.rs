@@ -98,7 +98,7 @@ pub(crate) fn meaning(image: &OsStr) -> Result<Meaning, Failure> {
 }
 
 /// Whether a text is a path, whatever there is.
-fn is_path(image: &OsStr) -> bool {
+pub(crate) fn is_path(image: &OsStr) -> bool {
     let bytes = image.as_bytes();
     let first = bytes.split(|byte| *byte == b'/').next().unwrap_or(bytes);
     let ends = |suffix: &&str| bytes.ends_with(suffix.as_bytes());

@@ -29,6 +29,7 @@ const LARGEST: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
 /// # assert_ne!(root, data);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DiskConfig {
     /// The image.
@@ -129,6 +130,7 @@ impl DiskConfig {
 
 /// How an image is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskFormat {
     /// Byte for byte what the guest sees.
@@ -140,6 +142,7 @@ pub enum DiskFormat {
 
 /// Whether an image may name other files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum BackingFiles {
     /// One that does is refused.
@@ -151,6 +154,7 @@ pub enum BackingFiles {
 
 /// What moves a disk's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DiskEngine {
     /// The I/O thread, one request after the other.
@@ -161,6 +165,7 @@ pub enum DiskEngine {
 
 /// When data that a guest wrote is on stable storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CacheMode {
     /// When the guest has flushed it, as on a disk with a cache.

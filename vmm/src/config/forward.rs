@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A port of the host that leads to one of the guest, written `8080:80`, `udp:5353:53` or `127.0.0.1:8080:80`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct Forward {
     /// What is forwarded.

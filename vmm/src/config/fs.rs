@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 /// assert!(config.validate().is_ok());
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct FsConfig {
     /// By what the guest knows it: 1 to 36 bytes.

@@ -9,6 +9,7 @@ const MAX_REQUESTS: u16 = 1024;
 
 /// The most of the host that a guest can make its VM use, besides its own memory, its vCPUs and its disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct VmLimits {
     /// Memory of the VMM for what programs of the host have yet to read of the guest's sockets (vsock): shared out to its

@@ -53,6 +53,7 @@ pub const DEFAULT_CMDLINE_WITH_CONSOLE: &str = "console=ttyS0 console=hvc0";
 /// assert!(config.validate().is_ok());
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct VmConfig {
     /// The kernel: an ELF `vmlinux` or a bzImage (`vmlinuz`). Required.
@@ -199,6 +200,7 @@ impl VmConfig {
 
 /// Pages that back guest RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum HugePages {
     /// Pages of 4 KiB only.
     #[serde(rename = "off")]
@@ -228,6 +230,7 @@ impl HugePages {
 
 /// Whether guest RAM is private to the VMM or a file that other processes can map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum MemoryBacking {
     /// Anonymous memory.
@@ -239,6 +242,7 @@ pub enum MemoryBacking {
 
 /// What happens when the guest resets itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnReboot {
     /// The VM ends, as a success.
@@ -250,6 +254,7 @@ pub enum OnReboot {
 
 /// Where a console of the guest's leads: the first serial port, or the virtio console.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub enum ConsoleConfig {
     /// Standard input and output of the process.

@@ -29,6 +29,7 @@ const LARGEST: NonZeroU64 = NonZeroU64::new(MAX_FRAME as u64).unwrap();
 /// # Ok::<(), ampoule_vmm::config::ForwardError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct NetConfig {
     /// The TAP interface; created where there is none, and gone with the VM then.
@@ -150,6 +151,7 @@ fn is_off(value: &bool) -> bool {
 
 /// An Ethernet address, written `02:00:00:00:00:01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddress([u8; 6]);
 

@@ -43,6 +43,7 @@ const DURATION_EXAMPLES: &str = "500ms, 5s, 2m or 1h";
 /// # Ok::<(), ampoule_vmm::config::UnitError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "SizeRepr", into = "String")]
 pub struct MemorySize(u64);
 
@@ -112,6 +113,7 @@ impl From<MemorySize> for String {
 
 /// A file may hold a size as text or as a plain number of bytes.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(
     untagged,
     expecting = "a size such as \"512M\" or \"2G\", or a number of bytes"
@@ -145,6 +147,7 @@ impl TryFrom<SizeRepr> for MemorySize {
 /// # Ok::<(), ampoule_vmm::config::UnitError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct Span(Duration);
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 /// assert!(config.validate().is_ok());
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct VsockConfig {
     /// The guest's context id, 3 or more.

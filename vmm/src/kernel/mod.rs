@@ -65,6 +65,7 @@ const LOWEST_KERNEL: u64 = 1 << 20;
 
 /// How the kernel is to be entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum KernelEntry {
     /// PVH where the ELF has the note, else the 64-bit Linux protocol. A bzImage is decompressed on the host where its
