@@ -5,3 +5,4 @@ pub mod guests;
 pub mod harness;
 pub mod initramfs;
 pub mod numbered;
+pub mod scenarios;

@@ -15,6 +15,8 @@ mod hostile;
 mod insight;
 #[path = "bare/platform.rs"]
 mod platform;
+#[path = "bare/scenarios.rs"]
+mod scenarios;
 #[path = "bare/serial.rs"]
 mod serial;
 #[path = "bare/terminal.rs"]
@@ -129,6 +131,17 @@ fn main() -> ExitCode {
             a_disk_that_is_read_only_or_too_small_fails_requests_only
             a_disk_is_one_vms_and_made_where_asked_for
             a_vmm_killed_a_hundred_times_loses_nothing;
+        scenarios:
+            all_that_must_fail_do_for_the_right_reason_and_the_others_pass
+            a_vmm_that_is_killed_from_outside_is_told
+            a_vmm_that_is_stopped_is_stuck
+            an_interrupted_run_ends_with_what_there_is
+            a_host_without_kvm_is_host_trouble
+            scenarios_that_are_wrong_boot_nothing
+            a_pass_on_a_retry_is_flaky
+            the_first_failure_may_be_the_last
+            scenarios_are_listed_chosen_and_told_as_tap
+            bisect_finds_the_first_kernel_that_fails;
     };
     harness::main([(Needs::Kvm, tests)], driver::ampoule())
 }

@@ -70,19 +70,29 @@ fn replace_dev(files: &[(CString, &CStr)], with_kvm: bool) -> io::Result<()> {
 
 /// A VM with a /dev of its own.
 fn run(with_kvm: bool) -> Command {
+    let guest = ["run", "--memory", "64M", "--kernel", "/dev/guest"];
+    within(&guest, with_kvm)
+}
+
+/// `ampoule` where there is no KVM; a guest is at /dev/guest.
+pub(crate) fn without_kvm(arguments: &[&str]) -> Command {
+    within(arguments, false)
+}
+
+fn within(arguments: &[&str], with_kvm: bool) -> Command {
     let path = |path: &Path| CString::new(path.as_os_str().as_bytes()).unwrap();
     let files = [
         (path(ampoule()), c"/dev/ampoule"),
         (path(Path::new(guests::POWEROFF)), c"/dev/guest"),
     ];
     let mut command = Command::new("/dev/ampoule");
-    command.args(["run", "--memory", "64M", "--kernel", "/dev/guest"]);
+    command.args(arguments);
     // SAFETY: the closure makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(move || replace_dev(&files, with_kvm)) };
     command
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     // SAFETY: takes no pointer and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }
