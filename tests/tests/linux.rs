@@ -2,8 +2,6 @@
 //!
 //! Needs a KVM that can run Linux; `cargo lab test` runs it here where there is one, else in the lab host.
 
-#[path = "linux/boot.rs"]
-mod boot;
 #[path = "linux/command.rs"]
 mod command;
 #[path = "linux/console.rs"]
@@ -41,6 +39,8 @@ mod net;
 mod net_load;
 #[path = "linux/resolver.rs"]
 mod resolver;
+#[path = "linux/scenarios.rs"]
+mod scenarios;
 #[path = "registry/service.rs"]
 #[allow(dead_code, reason = "some of it is for others")]
 mod service;
@@ -61,24 +61,6 @@ use ampoule_tests::harness::{self, Needs};
 
 fn main() -> ExitCode {
     let tests = ampoule_tests::tests! {
-        boot:
-            linux_6_1_bzimage_decompressed_on_the_host
-            linux_6_1_bzimage_by_the_64_bit_protocol
-            linux_6_1_bzimage_by_its_own_decompressor
-            linux_6_1_elf_by_pvh
-            linux_6_1_elf_by_the_64_bit_protocol
-            linux_6_12_bzimage_decompressed_on_the_host
-            linux_6_12_bzimage_by_the_64_bit_protocol
-            linux_6_12_bzimage_by_its_own_decompressor
-            linux_6_12_elf_by_pvh
-            linux_6_12_elf_by_the_64_bit_protocol
-            two_cpus
-            four_cpus
-            the_least_memory_that_the_kernel_bears
-            three_gib
-            five_gib
-            shared_memory
-            the_platform_is_found;
         command:
             a_command_prints_and_its_status_is_ours
             streams_stay_apart_and_whole
@@ -111,11 +93,7 @@ fn main() -> ExitCode {
             a_network_that_loses_frames_on_purpose_is_put_up_with;
         ends:
             a_shell_is_typed_to_and_powers_off
-            a_reboot_ends_the_run
-            a_reboot_starts_again_if_asked_for
             a_panic_gives_134_and_its_line
-            a_panic_told_to_pvpanic_gives_134
-            a_triple_fault_gives_134
             a_killed_vmm_leaves_no_trouble_behind
             sigterm_presses_the_power_button
             a_deadline_gives_124
@@ -152,6 +130,17 @@ fn main() -> ExitCode {
             a_mapped_file_is_the_hosts
             what_cannot_be_shared_is_said_before_anything_starts
             a_shared_directory_goes_on_after_a_pause;
+        scenarios:
+            linux_6_1_by_every_way_in
+            linux_6_12_by_every_way_in
+            cpus
+            memory
+            the_platform_is_found
+            restarts
+            files_go_in_and_out_by_the_console
+            a_disk_that_fails_fails_alone
+            ends
+            guests_that_are_not_well_fail_for_the_right_reason;
         vsock:
             the_host_talks_to_the_guest
             the_guest_talks_to_the_host
@@ -200,6 +189,8 @@ fn main() -> ExitCode {
         distribution:
             debian_boots_from_a_disk_to_its_login
             commands_of_a_debian_image_need_no_root;
+        scenarios:
+            commands_in_images;
     };
     let thorough = ampoule_tests::tests! {
         command:
@@ -207,6 +198,8 @@ fn main() -> ExitCode {
             a_hundred_runs_leave_nothing_behind;
         storage:
             fio_finds_all_of_much_that_it_wrote;
+        scenarios:
+            fifty_times_in_a_row;
         durable:
             a_vmm_killed_a_hundred_times_loses_nothing;
     };

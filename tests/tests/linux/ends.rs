@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::guest::{boot, linux, wait_ready};
+use crate::guest::{boot, linux};
 
 pub(crate) fn a_shell_is_typed_to_and_powers_off() {
     let (mut vm, _) = boot(linux("6.1", "vmlinux"));
@@ -26,22 +26,6 @@ pub(crate) fn a_shell_is_typed_to_and_powers_off() {
     vm.end().expect_code(0).expect_silence();
 }
 
-pub(crate) fn a_reboot_ends_the_run() {
-    let (mut vm, _) = boot(linux("6.1", "vmlinux"));
-    vm.send("reboot -f\n");
-    vm.end().expect_code(0).expect_silence();
-}
-
-pub(crate) fn a_reboot_starts_again_if_asked_for() {
-    let mut command = linux("6.1", "vmlinux");
-    command.args(["--on-reboot", "restart", "--cpus", "2"]);
-    let (mut vm, _) = boot(command);
-    vm.send("reboot -f\n");
-    assert_eq!(wait_ready(&mut vm).cpus, 2);
-    vm.send("poweroff -f\n");
-    vm.end().expect_code(0).expect_silence();
-}
-
 pub(crate) fn a_panic_gives_134_and_its_line() {
     let (mut vm, _) = boot(linux("6.12", "vmlinux"));
     vm.send("echo c > /proc/sysrq-trigger\n");
@@ -49,23 +33,6 @@ pub(crate) fn a_panic_gives_134_and_its_line() {
         .expect_code(134)
         .expect_output("---[ end Kernel panic")
         .expect_error("Kernel panic - not syncing: sysrq triggered crash");
-}
-
-/// Without a console to print on, the panic device alone tells.
-pub(crate) fn a_panic_told_to_pvpanic_gives_134() {
-    let (mut vm, _) = boot(linux("6.1", "vmlinux"));
-    vm.send("insmod /lib/pvpanic.ko; insmod /lib/pvpanic-mmio.ko; dmesg -n 1; echo load''ed\n");
-    vm.expect("loaded");
-    vm.send("echo 0 > /proc/sys/kernel/printk; echo c > /proc/sysrq-trigger\n");
-    vm.end().expect_code(134).expect_error("panicked");
-}
-
-pub(crate) fn a_triple_fault_gives_134() {
-    let mut command = linux("6.1", "vmlinux");
-    command.args(["--cmdline", "console=ttyS0 reboot=triple"]);
-    let (mut vm, _) = boot(command);
-    vm.send("reboot -f\n");
-    vm.end().expect_code(134).expect_error("triple fault");
 }
 
 pub(crate) fn a_killed_vmm_leaves_no_trouble_behind() {
