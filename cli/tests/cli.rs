@@ -475,3 +475,60 @@ fn a_disk_that_is_booted_from_is_part_of_the_configuration() {
     let text = print(&alone, &directory.file("blank", [0; 4096]));
     assert!(!text.contains("root="), "{text}");
 }
+
+#[test]
+fn scenarios_are_checked_before_anything_boots() {
+    let directory = Directory::new("scenarios");
+    let step = "[[step]]\nwait-exit = \"any\"\n";
+    let good = directory.file(
+        "good.toml",
+        format!("tags = [\"fast\"]\n[vm]\nkernel = \"k\"\n[matrix]\nvm.cpus = [1, 2]\n{step}"),
+    );
+    let list = ampoule(&["test", "--list", &good]);
+    assert_eq!(list.status.code(), Some(0), "{list:?}");
+    assert_eq!(stdout(&list), "good[cpus=1]\ngood[cpus=2]\n");
+    let chosen = ampoule(&[
+        "test", "--list", "--filter", "cpus=2", "--tag", "fast", &good,
+    ]);
+    assert_eq!(stdout(&chosen), "good[cpus=2]\n");
+    let none = ampoule(&["test", "--list", "--filter", "x", &good]);
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
+
+    // What is printed can be run, and says the same.
+    let dry = ampoule(&["test", "--dry-run", "--set", "vm.cpus=3", &good]);
+    assert_eq!(dry.status.code(), Some(0), "{dry:?}");
+    let text = stdout(&dry);
+    assert!(
+        text.contains("cpus = 3\n") && text.contains("forbid-defaults = false"),
+        "{text}"
+    );
+    let again = directory.file("again.toml", &text);
+    let dry = ampoule(&["test", "--dry-run", &again]);
+    let body = |text: &str| {
+        text.lines()
+            .skip(1)
+            .map(|it| it.to_owned() + "\n")
+            .collect::<String>()
+    };
+    assert_eq!(body(&stdout(&dry)), body(&text));
+
+    let bad = directory.file(
+        "bad.toml",
+        format!("nam = \"x\"\n[vm]\nkernal = \"k\"\nkernel = \"k\"\n{step}"),
+    );
+    let wrong = ampoule(&["test", &good, &bad]);
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    assert_eq!(stdout(&wrong), "");
+    assert_eq!(
+        stderr(&wrong),
+        format!(
+            "error: {bad}:1:1: unknown key \"nam\"\nhelp: did you mean \"name\"?\n\
+             error: {bad}:3:1: unknown key \"kernal\"\nhelp: did you mean \"kernel\"?\n"
+        )
+    );
+
+    let schema = ampoule(&["test", "--schema"]);
+    assert_eq!(schema.status.code(), Some(0));
+    let schema: serde_json::Value = serde_json::from_str(&stdout(&schema)).unwrap();
+    assert!(schema["properties"]["step"].is_object());
+}

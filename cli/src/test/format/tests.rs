@@ -1445,6 +1445,27 @@ fn an_effective_scenario_is_read_again() {
     }
 }
 
+/// The examples of the reference can be copied.
+#[test]
+fn the_reference_is_right() {
+    let text = include_str!("../../../../docs/scenarios.md");
+    let blocks = text.split("```toml\n").skip(1);
+    let blocks: Vec<&str> = blocks.filter_map(|it| it.split("```").next()).collect();
+    assert_eq!(blocks.len(), 5);
+    for block in blocks {
+        let mut example = block.to_owned();
+        if !block.starts_with("[vm]") {
+            example = format!(
+                "[vm]\nkernel = \"k\"\ndisk = [{{ path = \"d\" }}]\nnet = [{{ user = true }}]\n{block}"
+            );
+        }
+        if !block.contains("[[step]]") {
+            example += STEP;
+        }
+        scenarios(&example);
+    }
+}
+
 /// What a worker is given says the same.
 #[test]
 fn a_scenario_survives_json() {
