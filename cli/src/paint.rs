@@ -49,6 +49,7 @@ impl Paint {
     }
 
     /// Whether it gives colours, or any other control sequence.
+    #[cfg(feature = "test")]
     pub(crate) fn is_coloured(self) -> bool {
         self.colour
     }

@@ -23,6 +23,9 @@ use crate::report::{self, Failure};
 /// In front of what belongs to the line above.
 const INDENT: &str = "      ";
 
+/// Where text goes.
+type Print = Box<dyn FnMut(&str) -> io::Result<()> + Send>;
+
 /// Who tells of a run.
 pub(crate) struct Reporter {
     format: Format,
@@ -32,7 +35,7 @@ pub(crate) struct Reporter {
     results: PathBuf,
     /// Scenarios that have been told of.
     told: BTreeSet<usize>,
-    print: Box<dyn FnMut(&str) -> io::Result<()> + Send>,
+    print: Print,
     /// The first that went wrong.
     trouble: Option<io::Error>,
 }
@@ -47,12 +50,7 @@ impl Reporter {
         reporter
     }
 
-    fn printing(
-        format: Format,
-        results: &Path,
-        paint: Paint,
-        print: Box<dyn FnMut(&str) -> io::Result<()> + Send>,
-    ) -> Self {
+    fn printing(format: Format, results: &Path, paint: Paint, print: Print) -> Self {
         Self {
             format,
             paint,
@@ -390,8 +388,7 @@ mod tests {
             reporter.tell(&Happening::Ended { scenario, result });
         }
         reporter.finish(&run).unwrap();
-        let text = text.lock().unwrap().clone();
-        text
+        Arc::into_inner(text).unwrap().into_inner().unwrap()
     }
 
     #[test]

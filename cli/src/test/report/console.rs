@@ -56,8 +56,8 @@ impl Consoles {
         }
     }
 
-    /// With those of attempts whose folders are still there.
-    pub(super) fn with_kept_ones(mut self, run: &TestRun) -> Self {
+    /// With those of attempts whose folders are still there: all of a run's, before those of passed ones are removed.
+    pub(crate) fn with_kept_ones(mut self, run: &TestRun) -> Self {
         for (scenario, result) in run.scenarios.iter().enumerate() {
             for (number, attempt) in result.attempts.iter().enumerate() {
                 self.keep(scenario, number, attempt);

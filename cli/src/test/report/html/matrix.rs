@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::super::text::{duration, visible_line};
-use super::{OfFile, symbol};
+use super::{OfFile, symbol, word};
 use crate::test::outcome::{ScenarioResult, Verdict};
 
 type Numbered<'a> = (usize, &'a ScenarioResult);
@@ -104,7 +104,7 @@ fn cell<'a>(scenarios: impl Iterator<Item = &'a Numbered<'a>>) -> Markup {
                 a.cell.{ "v-" (scenario.verdict.name()) } href={ "#s" (number) } title=(visible_line(&scenario.name)) {
                     (symbol(scenario.verdict))
                     " "
-                    span.word { (scenario.verdict.name()) }
+                    span { (word(scenario.verdict)) }
                     @if scenario.verdict != Verdict::Skipped {
                         " " span.time { (duration(scenario.duration_ms())) }
                     }

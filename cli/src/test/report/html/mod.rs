@@ -142,7 +142,15 @@ fn list(files: &[OfFile<'_>], consoles: &Consoles, results: &Path) -> Markup {
     }
 }
 
-/// A verdict for the eye, which does not count on colours; readers of the screen get the word, where `word` says none.
+/// A verdict in words.
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Host => "host trouble",
+        _ => verdict.name(),
+    }
+}
+
+/// A verdict for the eye, which does not count on colours. A word stands beside it.
 fn symbol(verdict: Verdict) -> Markup {
     let sign = match verdict {
         Verdict::Passed => "✓",

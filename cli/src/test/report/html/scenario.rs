@@ -6,7 +6,7 @@ use maud::{Markup, html};
 
 use super::super::console::{Consoles, Excerpt};
 use super::super::text::{duration, plural, visible, visible_line};
-use super::{link_to, symbol, timeline};
+use super::{link_to, symbol, timeline, word};
 use crate::test::outcome::{
     Attempt, ConsoleMatch, FailureInfo, ScenarioResult, StepResult, StepState, Verdict,
 };
@@ -43,7 +43,7 @@ pub(super) fn entry(
             summary {
                 (symbol(verdict))
                 h4 { (visible_line(&scenario.name)) }
-                span.badge { (verdict.name()) }
+                span.badge { (word(verdict)) }
                 @for tag in &scenario.tags { span.tag { (visible_line(tag)) } }
                 @if verdict != Verdict::Skipped {
                     span.time { (duration(scenario.duration_ms())) }
@@ -93,7 +93,7 @@ fn attempts(
                 details.attempt.{ "v-" (attempt.verdict.name()) } open[telling == Some(*index)] {
                     summary {
                         (symbol(attempt.verdict))
-                        " Attempt " (index + 1) " of " (all.len()) ": " (attempt.verdict.name())
+                        " Attempt " (index + 1) " of " (all.len()) ": " (word(attempt.verdict))
                         span.time { (duration(attempt.duration_ms)) }
                     }
                     (view(*index).markup())
