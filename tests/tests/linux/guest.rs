@@ -150,8 +150,6 @@ pub(crate) fn boot_with_tools(mut command: Command) -> Vm {
 /// What the guest said of itself.
 pub(crate) struct Ready {
     pub(crate) release: String,
-    pub(crate) cpus: u32,
-    pub(crate) memory_kib: u64,
 }
 
 /// Boots a guest to its shell.
@@ -169,12 +167,10 @@ pub(crate) fn wait_ready(vm: &mut Vm) -> Ready {
         .split([' ', ','])
         .filter(|word| !word.is_empty())
         .collect();
-    let [release, cpus, "CPUs", memory_kib, "kB"] = fields[..] else {
+    let [release, _, "CPUs", _, "kB"] = fields[..] else {
         panic!("the guest said {line:?}");
     };
     Ready {
         release: release.into(),
-        cpus: cpus.parse().expect("a number of CPUs"),
-        memory_kib: memory_kib.parse().expect("an amount of memory"),
     }
 }

@@ -118,6 +118,19 @@ impl fmt::Display for Hang {
     }
 }
 
+impl VcpuLook {
+    /// Where it was, each place once, in the order in which they were seen.
+    pub fn distinct_places(&self) -> Vec<&str> {
+        let mut distinct: Vec<&str> = Vec::new();
+        for place in &self.places {
+            if !distinct.contains(&place.as_str()) {
+                distinct.push(place);
+            }
+        }
+        distinct
+    }
+}
+
 /// What the scheduler says of a thread, in nanoseconds.
 #[derive(Clone, Copy, Default)]
 struct Sample {

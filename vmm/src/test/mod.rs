@@ -29,6 +29,7 @@
 //! One thread more for each VM, which carries its console into the record. A `TestVm` is used by one thread at a time.
 
 mod error;
+mod forbidden;
 mod hang;
 mod pattern;
 mod shell;
@@ -37,8 +38,9 @@ mod text_log;
 mod vm;
 
 pub use error::TestError;
+pub use forbidden::FORBIDDEN;
 pub use hang::{Hang, HangKind, VcpuLook};
-pub use pattern::{FORBIDDEN, Pattern, PatternError};
+pub use pattern::{Pattern, PatternError};
 pub use shell::CommandOutput;
 pub use symbols::Symbols;
 pub use text_log::{Found, Missed, Place, TextLog};

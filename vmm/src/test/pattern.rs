@@ -162,20 +162,6 @@ impl Forbidding {
     }
 }
 
-/// What a healthy guest's console never shows: panics, oopses, bugs, lockups, stalls, and programs that crash.
-pub const FORBIDDEN: &[&str] = &[
-    r"Kernel panic - not syncing",
-    r"\bOops: ",
-    r"\bBUG: |\bkernel BUG at ",
-    r"watchdog: BUG: soft lockup|\bsoft lockup - CPU#",
-    r"Watchdog detected hard LOCKUP|NMI watchdog: .*LOCKUP",
-    r"\brcu: INFO: \S+ (?:self-)?detected (?:expedited )?stalls?|\bdetected (?:expedited )?stalls on CPUs",
-    r"\bINFO: task \S+ blocked for more than \d+ seconds",
-    r"\S+\[\d+\]: segfault at [0-9a-f]+ ip ",
-    r"\bgeneral protection fault\b.*, probably for|traps: \S+\[\d+\] general protection",
-    r"\bUnable to handle kernel |\bunable to handle page fault for address",
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,38 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn kernels_complaints_are_forbidden_and_prose_is_not() {
-        let patterns: Vec<Pattern> = FORBIDDEN
-            .iter()
-            .map(|it| Pattern::regex(it).unwrap())
-            .collect();
-        let forbidding = Forbidding::new(&patterns, &["a known BUG: ".into()]).unwrap();
-        for line in [
-            "[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)",
-            "[    1.0] Oops: 0002 [#1] PREEMPT SMP NOPTI",
-            "[    1.0] BUG: unable to handle page fault for address: ffffffffdeadbeef",
-            "[    1.0] BUG: kernel NULL pointer dereference, address: 0000000000000000",
-            "[    1.0] kernel BUG at mm/slub.c:448!",
-            "[   26.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [sh:1]",
-            "[   26.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
-            "[   26.1] rcu: INFO: rcu_sched self-detected stall on CPU",
-            "[  243.1] INFO: task mount:301 blocked for more than 120 seconds.",
-            "[    2.5] a.out[94]: segfault at 0 ip 0000000000401136 sp 00007ffd error 6 in a.out[401000+1000]",
-            "[    2.5] traps: a.out[94] general protection fault ip:401136 sp:7ffd error:0 in a.out",
-            "[    2.5] general protection fault, probably for non-canonical address 0xdead: 0000 [#1] SMP",
-        ] {
-            assert!(forbidding.forbids(line.as_bytes()), "{line}");
-        }
-        for line in [
-            "DEBUG: nothing here",
-            "report any BUG to us",
-            "Oops, I did it again",
-            "segfaults are bad",
-            "[    0.0] rcu: Hierarchical RCU implementation.",
-            "[    0.0] soft lockup watchdog is on",
-            "a known BUG: that one",
-        ] {
-            assert!(!forbidding.forbids(line.as_bytes()), "{line}");
-        }
+    fn what_is_allowed_is_not_forbidden() {
+        let forbidding = Forbidding::new(&["BUG: ".into()], &["a known BUG: ".into()]).unwrap();
+        assert!(forbidding.forbids(b"[    1.0] BUG: here"));
+        assert!(!forbidding.forbids(b"a known BUG: that one"));
+        assert!(!Forbidding::default().forbids(b"BUG: "));
     }
 }

@@ -8,8 +8,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::error::TestError;
+use super::forbidden::FORBIDDEN;
 use super::hang::{self, Hang};
-use super::pattern::{FORBIDDEN, Forbidding, Pattern};
+use super::pattern::{Forbidding, Pattern};
 use super::shell::{CommandOutput, Shell, ShellError};
 use super::symbols::Symbols;
 use super::text_log::{Found, Missed, Place, TextLog, carry};
@@ -214,7 +215,7 @@ impl TestVm {
             adjust: Vec::new(),
             forbidden: FORBIDDEN
                 .iter()
-                .filter_map(|text| Pattern::regex(text).ok())
+                .filter_map(|(_, text)| Pattern::regex(text).ok())
                 .collect(),
             allowed: Vec::new(),
             timeout: TIMEOUT,

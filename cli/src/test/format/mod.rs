@@ -12,7 +12,6 @@ mod address;
 mod effective;
 mod faults;
 mod files;
-mod forbidden;
 mod machine;
 mod matrix;
 mod merge;

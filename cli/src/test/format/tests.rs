@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ampoule_vmm::config::{ConsoleConfig, MemorySize};
+use ampoule_vmm::test::FORBIDDEN;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -133,14 +134,14 @@ fn what_is_not_said_is_usual() {
     assert_eq!(scenario.name, "a");
     assert_eq!(scenario.timeout.to_string(), "5m");
     assert_eq!(scenario.step_timeout.to_string(), "1m");
-    assert_eq!(scenario.forbid.len(), forbidden::DEFAULTS.len());
+    assert_eq!(scenario.forbid.len(), FORBIDDEN.len());
     assert_eq!(
         (scenario.steps[0].within, &scenario.steps[0].name),
         (None, &None)
     );
     // What is forbidden besides comes behind.
     let more = self::scenario(&format!("forbid = [\"x\"]\n{MACHINE}"));
-    assert_eq!(more.forbid.len(), forbidden::DEFAULTS.len() + 1);
+    assert_eq!(more.forbid.len(), FORBIDDEN.len() + 1);
     assert_eq!(more.forbid.last(), Some(&Pattern::Literal("x".into())));
 }
 

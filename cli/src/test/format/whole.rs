@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ampoule_vmm::config::{ConfigError, Span, VmConfig};
+use ampoule_vmm::test::FORBIDDEN;
 
 use super::reader::{Context, Field, Fields};
 use super::run::{self, Run};
 use super::sources::{Complaints, Place};
 use super::template::{Use, Values};
-use super::{NAME_HELP, SCENARIO_KEYS, forbidden, is_name, machine, order, steps};
+use super::{NAME_HELP, SCENARIO_KEYS, is_name, machine, order, steps};
 use crate::test::scenario::{Pattern, Scenario};
 use crate::{boot_disk, command};
 
@@ -43,7 +44,10 @@ pub(super) fn scenario(
     let with_defaults = fields.take("forbid-defaults");
     let with_defaults = with_defaults.map(|it| context.boolean(&it.value, "forbid-defaults"));
     if with_defaults.flatten().unwrap_or(true) {
-        forbid.splice(0..0, forbidden::defaults());
+        let defaults = FORBIDDEN
+            .iter()
+            .map(|(_, text)| Pattern::Regex((*text).to_owned()));
+        forbid.splice(0..0, defaults);
     }
     let allow = patterns("allow", fields.take("allow"), context);
 

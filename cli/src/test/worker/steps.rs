@@ -16,6 +16,7 @@ use ampoule_vmm::test::{Found, HangKind, Missed, Place, TestError, TestVm};
 use ampoule_vmm::timeline::MarkSource;
 use ampoule_vmm::{ExitReason, StateError, Timeline, VmHandle};
 
+use super::super::format::{fill, fill_pattern};
 use super::super::outcome::{
     Attempt, ConsoleMatch, FailureInfo, FailureKind, StepResult, StepState, TimelineMark, Verdict,
 };
@@ -24,7 +25,7 @@ use super::super::scenario::{
     Scenario, Step, Stream, When,
 };
 use super::checks::{self, Captured};
-use super::guest::{Guest, left, one, wanted};
+use super::guest::{Guest, left, one};
 use super::{Event, Teller, keep};
 use crate::report::Failure;
 
@@ -95,9 +96,9 @@ impl Trouble {
                         vcpu.index,
                         vcpu.busy * 100.0,
                         vcpu.waited * 100.0,
-                        match vcpu.places.is_empty() {
+                        match vcpu.distinct_places().is_empty() {
                             true => "no place".into(),
-                            false => vcpu.places.join(", "),
+                            false => vcpu.distinct_places().join(", "),
                         }
                     ));
                     if let Some(registers) = &vcpu.registers {
@@ -737,27 +738,14 @@ impl Course<'_> {
     }
 
     fn filled(&self, pattern: &Pattern) -> Result<ampoule_vmm::test::Pattern, Trouble> {
-        match pattern {
-            Pattern::Literal(text) => one(&Pattern::Literal(self.fill(text))),
-            // What was captured is a text in an expression, too.
-            Pattern::Regex(text) => {
-                let escaped = self
-                    .captures
-                    .iter()
-                    .map(|(name, text)| (name.clone(), regex::escape(text)));
-                one(&Pattern::Regex(fill(text, &escaped.collect())))
-            }
-        }
+        one(&fill_pattern(pattern, &self.captures))
     }
 
     fn filled_all(&self, patterns: &[Pattern]) -> Result<Vec<ampoule_vmm::test::Pattern>, Trouble> {
-        match self.captures.is_empty() {
-            true => wanted(patterns),
-            false => patterns
-                .iter()
-                .map(|pattern| self.filled(pattern))
-                .collect(),
-        }
+        patterns
+            .iter()
+            .map(|pattern| self.filled(pattern))
+            .collect()
     }
 
     /// Ends the VM, writes what is kept of it, and looks at what came after the last step.
@@ -794,7 +782,7 @@ impl Course<'_> {
         }
         let vm = self.guest.vm.vm();
         attempt.end = vm.exit_reason().map(|reason| match reason {
-            ExitReason::Stopped => "the test was over".into(),
+            ExitReason::Stopped => "stopped when the test was over".into(),
             reason => reason.to_string(),
         });
         let marks = vm.timeline().marks().into_iter().map(|mark| TimelineMark {
@@ -818,26 +806,6 @@ impl Course<'_> {
         );
         late
     }
-}
-
-/// Puts captures into a text: `{{name}}`. A name that nothing captured stays as it is.
-fn fill(text: &str, captures: &BTreeMap<String, String>) -> String {
-    let mut filled = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("{{") {
-        filled += before;
-        match after.split_once("}}") {
-            Some((name, behind)) if captures.contains_key(name.trim()) => {
-                filled += &captures[name.trim()];
-                rest = behind;
-            }
-            _ => {
-                filled += "{{";
-                rest = after;
-            }
-        }
-    }
-    filled + rest
 }
 
 fn quoted(word: &str) -> String {

@@ -1,13 +1,12 @@
-//! What no console may show, unless a scenario says otherwise: the words of a kernel that has come to grief.
+//! What no console may show, unless a test says otherwise: the words of a kernel that has come to grief.
 //!
 //! They are the kernel's own (kernel/panic.c, arch/x86/kernel/dumpstack.c, kernel/watchdog.c, kernel/rcu/tree_stall.h, mm/, lib/), and
 //! precise: a test that prints "BUG" or "debug:" has done nothing wrong. A line of the kernel's is one by its time stamp; without
 //! one (`printk.time=0`) it is one by its words.
 
-use crate::test::scenario::Pattern;
-
-/// Each with what it is.
-pub(super) const DEFAULTS: [(&str, &str); 9] = [
+/// What a healthy guest's console never shows: panics, oopses, bugs, lockups, stalls, programs that crash, tasks that hang. Each as a
+/// name and a regular expression.
+pub const FORBIDDEN: [(&str, &str); 9] = [
     ("a panic", r"Kernel panic - not syncing"),
     (
         "an oops",
@@ -40,13 +39,6 @@ pub(super) const DEFAULTS: [(&str, &str); 9] = [
     ),
 ];
 
-/// The patterns.
-pub(super) fn defaults() -> impl Iterator<Item = Pattern> {
-    DEFAULTS
-        .iter()
-        .map(|(_, text)| Pattern::Regex((*text).to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,7 +51,7 @@ mod tests {
             let regex = RegexBuilder::new(text).multi_line(true).build().unwrap();
             regex.is_match(&console)
         };
-        let found = DEFAULTS.iter().filter(|(_, text)| matches(text));
+        let found = FORBIDDEN.iter().filter(|(_, text)| matches(text));
         found.map(|(name, _)| *name).collect()
     }
 
