@@ -18,13 +18,15 @@ const ATTEMPTS: usize = 20;
 const MARKS: usize = 1_000;
 
 /// The files of a folder that are worth a link, where they are.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 9] = [
     ("console.log", "console"),
     ("vmm.log", "log"),
     ("timeline.json", "timeline"),
     ("metrics.json", "metrics"),
     ("registers.txt", "registers"),
+    ("scenario.json", "scenario"),
     ("scenario.toml", "scenario"),
+    ("worker.log", "what its process said"),
     ("command.sh", "command"),
 ];
 
@@ -241,6 +243,9 @@ impl<'a> View<'a> {
         let Some(console) = self.console else {
             return html! {};
         };
+        if console.length == 0 {
+            return html! { h5 { "Console" } p.dim { "Nothing came." } };
+        }
         let length = usize::try_from(console.length).unwrap_or(usize::MAX);
         let marks = self.pieces.iter().filter(|it| it.mark.is_some()).count();
         let is_open = !self.attempt.has_passed();
