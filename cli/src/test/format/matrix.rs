@@ -46,7 +46,6 @@ impl Cell<'_> {
 
 struct Axis<'a> {
     name: String,
-    place: Place,
     values: Vec<AxisValue<'a>>,
 }
 
@@ -208,7 +207,6 @@ fn axis<'a>(
     }
     Some(Axis {
         name,
-        place,
         values: found,
     })
 }
