@@ -39,11 +39,8 @@ pub(crate) use effective::to_toml;
 use matrix::MAX_CELLS;
 use merge::{Merger, merge};
 use reader::{Context, Fields};
-#[allow(unused_imports, reason = "the supervisor will")]
-pub(crate) use run::parse as run_arguments;
 use sources::{Complaints, Place, Sources, Table};
 use template::Values;
-#[allow(unused_imports, reason = "the supervisor will")]
 pub(crate) use template::{fill, fill_pattern};
 
 /// The JSON schema of the files, for editors. A test makes it.

@@ -154,11 +154,11 @@ fn disks(vm: &VmConfig, run: Option<&Run>) -> Vec<String> {
     ids
 }
 
-/// The same of networks. A command has one where nobody says otherwise.
+/// The same of networks. A command whose ports are published has one where nobody says otherwise.
 fn nets(vm: &VmConfig, run: Option<&Run>) -> Vec<String> {
     let ids = vm.device_ids().skip(vm.disk.len()).take(vm.net.len());
     let mut ids: Vec<String> = ids.collect();
-    if ids.is_empty() && run.is_some() {
+    if ids.is_empty() && run.is_some_and(|it| !it.arguments.publish.is_empty()) {
         ids.push("net0".into());
     }
     ids

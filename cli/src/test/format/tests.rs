@@ -1148,7 +1148,7 @@ fn steps_need_what_they_are_about() {
         assert!(told.starts_with(&format!("a.toml:5:1: {start}")), "{told}");
     }
     // A command's machine has disks and a network of its own.
-    let run = "[run]\nimage = \"debian\"\noverlay = \"size=1G\"\n";
+    let run = "[run]\nimage = \"debian\"\noverlay = \"size=1G\"\npublish = \"8080:80\"\n";
     for step in [
         "disk-fault = \"root\"",
         "disk-fault = \"overlay\"",
@@ -1246,7 +1246,7 @@ fn a_command_is_what_run_takes() {
     ];
     assert_eq!(run.arguments, expected);
     assert_eq!(run.command, ["sh", "-c", "x"]);
-    let parsed = run_arguments(&run).unwrap();
+    let parsed = run::parse(&run).unwrap();
     assert_eq!(parsed.env, ["A=-b", "C=d"]);
     assert_eq!(parsed.command, ["sh", "-c", "x"]);
     let root = spec("root.toml");
@@ -1256,7 +1256,7 @@ fn a_command_is_what_run_takes() {
     ];
     assert_eq!(root.arguments, expected);
     // Without a command there is none.
-    assert!(run_arguments(&root).unwrap().command.is_empty());
+    assert!(run::parse(&root).unwrap().command.is_empty());
     assert_eq!(spec("named.toml").arguments, [path("image")]);
     assert_eq!(spec("registry.toml").arguments, ["debian:12"]);
 }

@@ -10,7 +10,7 @@ use super::reader::{Context, Field, Fields};
 use super::run::{self, Run};
 use super::sources::{Complaints, Place};
 use super::template::{Use, Values};
-use super::{NAME_HELP, SCENARIO_KEYS, is_name, machine, order, steps};
+use super::{SCENARIO_KEYS, machine, order, steps};
 use crate::test::scenario::{Pattern, Scenario};
 use crate::{boot_disk, command};
 
@@ -149,9 +149,10 @@ fn tags(field: Option<Field<'_>>, context: &mut Context<'_>) -> Vec<String> {
         let Some(tag) = context.string(&value, "a tag") else {
             continue;
         };
-        if !is_name(&tag) {
-            let message = format!("\"{tag}\" is no tag");
-            context.complaints.help(&value.span(), message, NAME_HELP);
+        let is_tag = |c: char| !c.is_whitespace() && !c.is_control();
+        if tag.is_empty() || !tag.chars().all(is_tag) {
+            let message = format!("{tag:?} is no tag: it is empty, or has a space in it");
+            context.complaints.say(&value.span(), message);
         } else if !tags.contains(&tag) {
             tags.push(tag);
         }
