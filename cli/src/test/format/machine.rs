@@ -47,6 +47,12 @@ pub(super) fn machine(field: Option<Field<'_>>, context: &mut Context<'_>) -> Op
             is_right = false;
         }
     }
+    if let Some((key, _)) = table.remove_entry("serial") {
+        let message = "the serial port is the scenario's";
+        let help = "its steps type on it and read it; a console besides is [vm] console";
+        context.complaints.help(&key.span(), message, help);
+        is_right = false;
+    }
     each_path(&mut table, &mut |value, is_console| {
         start_at_file(value, is_console, context.values.sources);
     });

@@ -35,6 +35,11 @@ fn schema() -> Value {
     let mut generator = SchemaGenerator::default();
     let vm = generator.subschema_for::<VmConfig>().to_value();
     let mut defs = generator.take_definitions(true);
+    // It is the scenario's.
+    let machine = defs
+        .get_mut("VmConfig")
+        .and_then(|it| it["properties"].as_object_mut());
+    machine.expect("the machine is a table").remove("serial");
     defs.insert("pattern".into(), json!({
         "description": "A text to find, or a regular expression. In it, ^ and $ are of a line, and named groups are captures.",
         "oneOf": [

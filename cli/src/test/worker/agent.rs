@@ -14,7 +14,7 @@ use ampoule_vmm::test::{Missed, TestVm, TextLog};
 
 use super::super::outcome::FailureKind;
 use super::guest::left;
-use super::steps::Trouble;
+use super::trouble::Trouble;
 use crate::command::{PORT, Plan, phases};
 use crate::report;
 

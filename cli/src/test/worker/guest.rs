@@ -13,7 +13,7 @@ use clap::Parser;
 use super::super::outcome::FailureKind;
 use super::super::scenario::{Action, Pattern, Scenario};
 use super::agent::Agent;
-use super::steps::Trouble;
+use super::trouble::Trouble;
 use crate::args::{Cli, Command};
 use crate::command::Plan;
 use crate::folders::with_caches;

@@ -5,6 +5,7 @@ mod agent;
 mod checks;
 mod guest;
 mod steps;
+mod trouble;
 
 use std::fs;
 use std::io::{self, Read, Write};
