@@ -79,7 +79,7 @@ impl Suite<'_> {
             .filter(chosen)
             .partition(|name| cpu == Cpu::Intel && name.starts_with("hostile::"));
         let at_once = thread::available_parallelism().map_or(1, |count| count.get().min(AT_ONCE));
-        let at_once = at_once.min(chosen.len().div_ceil(BATCH));
+        let at_once = at_once.min(chosen.len());
         let known = outcome::durations(&self.durations());
         let mut pool = Pool::new(chosen, at_once + FRESH, |name| {
             known.get(&format!("linux: {name}")).copied()
