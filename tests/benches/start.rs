@@ -49,6 +49,8 @@ fn main() -> Result<()> {
     let mut first_entry = Vec::new();
     let mut first_mark = Vec::new();
     let mut first_byte = Vec::new();
+    let mut floor_first = Vec::new();
+    let mut first_mark_ratios = Vec::new();
     for run in 0..WARM_UP + runs {
         let floor_run = measure(&mut Command::new(guests::FLOOR))?;
         let start_run = measure(&mut ampoule_run(&ampoule, guests::POWEROFF))?;
@@ -58,6 +60,7 @@ fn main() -> Result<()> {
             command.env_remove(folder);
         }
         let first_run = measure(&mut command)?;
+        let instruction = floor_instruction()?;
         let marks = timeline(&ampoule)?;
         let byte = until_first_byte(&ampoule)?;
         if run < WARM_UP {
@@ -70,9 +73,15 @@ fn main() -> Result<()> {
         first_entry.push(marks.first_entry);
         first_mark.push(marks.first_mark);
         first_byte.push(byte);
+        floor_first.push(instruction);
+        first_mark_ratios.push(marks.first_mark / instruction);
     }
     let memory = idle_memory(&ampoule)?;
     let binary = fs::metadata(&ampoule)?.len() as f64 / 1e6;
+    let binary_target = match runs_images(&ampoule)? {
+        true => 10.0,
+        false => 4.0,
+    };
 
     let rows = [
         Row::new("floor: CPU, start to exit", "ms", &floor.cpu_ms),
@@ -83,9 +92,11 @@ fn main() -> Result<()> {
         Row::new("the same, first start of a boot", "x", &first_ratios),
         Row::new("first entry, own timeline", "ms", &first_entry),
         Row::new("first guest mark, own timeline", "ms", &first_mark).target(2.0),
+        Row::new("floor: first instruction since main", "ms", &floor_first),
+        Row::new("first mark to that, by pairs", "x", &first_mark_ratios),
         Row::new("first console byte, seen by parent", "ms", &first_byte),
         Row::new("PSS without guest RAM, idle", "MB", &[memory.vmm_mb]).target(2.0),
-        Row::new("release binary, stripped", "MB", &[binary]).target(4.0),
+        Row::new("release binary, stripped", "MB", &[binary]).target(binary_target),
     ];
     println!("{}, {runs} runs of each, in turns", ampoule.display());
     println!(
@@ -146,6 +157,31 @@ fn measure(command: &mut Command) -> Result<Run> {
         cpu_ms: millis(usage.ru_utime) + millis(usage.ru_stime),
         wall_ms: wall.as_secs_f64() * 1e3,
     })
+}
+
+/// Milliseconds from the floor's `main` until its guest's first instruction has been run, as it says itself.
+fn floor_instruction() -> Result<f64> {
+    let output = Command::new(guests::FLOOR).stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "the floor failed: {output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut words = text
+        .lines()
+        .map(str::split_whitespace)
+        .find_map(|mut words| (words.next() == Some("run")).then_some(words))
+        .with_context(|| format!("no first instruction in {text:?}"))?;
+    let micros: f64 = words.next().context("no number behind it")?.parse()?;
+    Ok(micros / 1e3)
+}
+
+/// Whether the binary has the features that are there by default, and may be larger for them.
+fn runs_images(ampoule: &Path) -> Result<bool> {
+    let status = Command::new(ampoule)
+        .args(["image", "--help"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
+    Ok(status.success())
 }
 
 /// Marks of one run's timeline, in milliseconds since the process's start.

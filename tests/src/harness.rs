@@ -9,11 +9,15 @@
     reason = "a test program reports on standard output"
 )]
 
-use std::env;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use libtest_mimic::{Arguments, Trial};
+use tempfile::TempDir;
 
 /// What a test needs of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +60,50 @@ pub const THOROUGH: &str = "AMPOULE_TEST_THOROUGH";
 /// When nobody said where it is; tests that need it are skipped then.
 pub fn kernel(version: &str) -> PathBuf {
     Path::new(&env::var_os(KERNELS).expect("no kernels")).join(version)
+}
+
+/// The environment variable that names a folder for what several runs of a test program share, made by whoever starts them. Without
+/// it each run makes its own.
+pub const SHARED: &str = "AMPOULE_TEST_SHARED";
+
+/// The environment variable that names such a folder that is only read: another machine has made what is there.
+pub const PREPARED: &str = "AMPOULE_TEST_PREPARED";
+
+/// The environment variable by which a test program runs nothing, and makes what is good for other machines, too.
+pub const PREPARE: &str = "AMPOULE_TEST_PREPARE";
+
+/// A folder of this name that `make` has filled, once for all runs of the test programs that have [`SHARED`] in common: what is made
+/// in an emulated machine takes its time.
+///
+/// # Panics
+/// It cannot be made.
+pub fn shared(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+    static OWN: OnceLock<TempDir> = OnceLock::new();
+    let whole = format!("{name}.whole");
+    if let Some(prepared) = env::var_os(PREPARED).map(PathBuf::from)
+        && prepared.join(&whole).exists()
+    {
+        return prepared.join(name);
+    }
+    let own = || OWN.get_or_init(|| tempfile::tempdir().expect("no temporary folder"));
+    let all = env::var_os(SHARED).map_or_else(|| own().path().to_owned(), PathBuf::from);
+    let folder = all.join(name);
+    if !all.join(&whole).exists() {
+        // Of one that failed in the middle.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("no shared folder");
+        open_to_all(&all);
+        open_to_all(&folder);
+        make(&folder);
+        fs::write(all.join(&whole), "").expect("the shared folder takes no file");
+    }
+    folder
+}
+
+/// Users without rights look into it, too.
+fn open_to_all(folder: &Path) {
+    let all = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(folder, all).expect("a folder of this user's");
 }
 
 /// The environment variable that names the program of docs/embedding.md, which `cargo lab test` builds.
@@ -128,13 +176,16 @@ pub fn main<const N: usize>(lists: [(Needs, Vec<Test>); N], ampoule: &Path) -> E
     };
     let mut skipped = Vec::new();
     let mut trials = Vec::new();
+    let times = Times::default();
     for (needs, tests) in lists {
         let missing = (!arguments.list).then(|| missing(needs, ampoule)).flatten();
         for Test { name, run } in tests {
             if let Some(reason) = missing.as_ref().filter(|_| chosen(name)) {
                 skipped.push(format!("skipped {name}: {reason}"));
             }
+            let times = times.clone();
             let trial = Trial::test(name, move || {
+                let _timed = times.start(name);
                 run();
                 Ok(())
             });
@@ -145,7 +196,33 @@ pub fn main<const N: usize>(lists: [(Needs, Vec<Test>); N], ampoule: &Path) -> E
     for line in skipped {
         println!("{line}");
     }
+    times.tell();
     conclusion.exit_code()
+}
+
+/// How long each test took, failed ones included. Told behind everything else: `took NAME: SECONDS s`.
+#[derive(Clone, Default)]
+struct Times(Arc<Mutex<Vec<(&'static str, Duration)>>>);
+
+impl Times {
+    /// Takes the time until what it returns is dropped.
+    fn start(&self, name: &'static str) -> impl Drop {
+        struct Timed(Times, &'static str, Instant);
+        impl Drop for Timed {
+            fn drop(&mut self) {
+                let Self(Times(all), name, start) = self;
+                let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                all.push((*name, start.elapsed()));
+            }
+        }
+        Timed(self.clone(), name, Instant::now())
+    }
+
+    fn tell(&self) {
+        for (name, took) in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            println!("took {name}: {:.3} s", took.as_secs_f64());
+        }
+    }
 }
 
 /// A test finds out that it cannot run here: it counts as skipped once it has returned.
@@ -192,16 +269,10 @@ fn missing(needs: Needs, ampoule: &Path) -> Option<String> {
     if env::var_os(KERNELS).is_none() {
         return Some(format!("no Debian kernels: {KERNELS} is not set"));
     }
-    let doctor = Command::new(ampoule)
-        .arg("doctor")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    match doctor {
-        Ok(status) if status.success() => {}
-        Ok(_) => return Some("this machine's KVM cannot run Linux guests (ampoule doctor)".into()),
-        Err(error) => return Some(format!("ampoule doctor does not run: {error}")),
+    // Asked once: it runs a guest.
+    static DOCTOR: OnceLock<Option<String>> = OnceLock::new();
+    if let Some(reason) = DOCTOR.get_or_init(|| complaint(ampoule)) {
+        return Some(reason.clone());
     }
     if needs == Needs::LinuxGuests {
         return None;
@@ -220,4 +291,19 @@ fn missing(needs: Needs, ampoule: &Path) -> Option<String> {
         return Some("takes long: cargo lab test --thorough".into());
     }
     None
+}
+
+/// Why `ampoule doctor` says that no Linux guest will run here.
+fn complaint(ampoule: &Path) -> Option<String> {
+    let doctor = Command::new(ampoule)
+        .arg("doctor")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match doctor {
+        Ok(status) if status.success() => None,
+        Ok(_) => Some("this machine's KVM cannot run Linux guests (ampoule doctor)".into()),
+        Err(error) => Some(format!("ampoule doctor does not run: {error}")),
+    }
 }

@@ -59,7 +59,21 @@ use std::process::ExitCode;
 
 use ampoule_tests::harness::{self, Needs};
 
+/// Makes what all runs of this program have in common.
+fn prepare() -> ExitCode {
+    guest::initramfs();
+    // Whose the files are is seen in a guest.
+    if harness::is_root() {
+        command::root();
+        images::layout();
+    }
+    ExitCode::SUCCESS
+}
+
 fn main() -> ExitCode {
+    if std::env::var_os(harness::PREPARE).is_some() {
+        return prepare();
+    }
     let tests = ampoule_tests::tests! {
         command:
             a_command_prints_and_its_status_is_ours

@@ -22,7 +22,15 @@ pub(crate) fn binary() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo tells a bench of its package would have build scripts that look at the same variables run again.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    let output = cargo
         .args(["build", "--release", "--package", "ampoule"])
         .args(["--message-format", "json-render-diagnostics"])
         .arg("--manifest-path")

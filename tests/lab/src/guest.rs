@@ -52,7 +52,7 @@ pub(crate) struct BootArgs {
 /// Something is missing, or does not build or start.
 pub(crate) fn boot(project: &Project, packages: &Packages, arguments: &BootArgs) -> Result<i32> {
     packages.ensure(packages::BASE)?;
-    project.build_ampoule()?;
+    project.build_to_boot()?;
     let direct = arguments.cpu.is_none() && can_run_linux(project)?;
     let kernel = Kernel::get(project, packages, arguments.kernel)?;
     let initrd = Initrd::make(project, &kernel, &arguments.command)?;

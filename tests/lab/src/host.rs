@@ -63,6 +63,8 @@ pub(crate) struct HostConfig {
     pub(crate) memory_mib: u32,
     /// Folders shared read-write.
     pub(crate) read_write: Vec<PathBuf>,
+    /// Whether the files that it sees of this machine stay as they are while it runs: it need not look again at what it has read.
+    pub(crate) frozen: bool,
     /// What a lab host that sees a selection of files is to see beside the working tree's usual.
     pub(crate) paths: Vec<PathBuf>,
 }
@@ -76,6 +78,7 @@ impl HostConfig {
             cpus: 2,
             memory_mib: DEFAULT_MEMORY_MIB,
             read_write: Vec::new(),
+            frozen: false,
             paths: Vec::new(),
         }
     }
@@ -129,6 +132,7 @@ impl Host {
                     cpus: config.cpus,
                     memory_mib: config.memory_mib,
                     read_write: &config.read_write,
+                    frozen: config.frozen,
                 })?;
                 let stream = qemu.stream();
                 stream.set_read_timeout(Some(START_LIMIT))?;

@@ -101,6 +101,12 @@ enum Command {
         /// Also the tests that take long, which are skipped otherwise
         #[arg(long)]
         thorough: bool,
+        /// Only the tests of Linux guests
+        #[arg(long)]
+        linux: bool,
+        /// Say at the end which tests took longest; all of them are in target/lab/logs/durations.txt
+        #[arg(long)]
+        durations: bool,
     },
     /// Build and run the fuzz targets of tests/fuzz, from their committed seeds
     ///
@@ -224,12 +230,16 @@ fn run(command: Command) -> Result<i32> {
             list,
             cpu,
             thorough,
+            linux,
+            durations,
         } => {
             let plan = suite::Plan {
                 filter,
                 list,
                 cpu,
                 thorough,
+                linux,
+                durations,
             };
             Ok(i32::from(!suite::run(&project, &plan)?))
         }

@@ -57,23 +57,55 @@ impl Project {
         self.programs().join("ampoule")
     }
 
-    /// A cargo command for this workspace.
+    /// A cargo command for this workspace, as if a person gave it.
+    ///
+    /// `cargo run` tells a program of its package by the environment. A build script that looks at the same variables (ring's does) would
+    /// run again each time that cargo is called the other way, and all that needs its crate would be built again.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command
             .current_dir(&self.root)
             .env("CARGO_TARGET_DIR", &self.target)
             .stdin(Stdio::null());
+        for (name, _) in env::vars_os() {
+            if name.to_str().is_some_and(is_of_a_package) {
+                command.env_remove(name);
+            }
+        }
         command
     }
 
-    /// Builds the release build of `ampoule`.
+    /// Builds the release build of `ampoule`, and of what pulls images.
     ///
     /// # Errors
     /// It does not build.
     pub(crate) fn build_ampoule(&self) -> Result<()> {
+        self.build(&[])
+    }
+
+    /// Builds the release build of `ampoule` as it boots kernels: where what pulls images has not been built yet, without that, for
+    /// its libraries (TLS, HTTP) take as long as all the rest.
+    ///
+    /// # Errors
+    /// It does not build.
+    pub(crate) fn build_to_boot(&self) -> Result<()> {
+        // Where all has been built before, one binary is enough.
+        if self.programs().join("ampoule-pull").exists() {
+            return self.build_ampoule();
+        }
+        self.build(&[
+            "--bin",
+            "ampoule",
+            "--no-default-features",
+            "--features",
+            "decompress,image,io-uring,qcow2",
+        ])
+    }
+
+    fn build(&self, more: &[&str]) -> Result<()> {
         let mut command = self.cargo();
         command.args(["build", "--quiet", "--release", "--package", "ampoule"]);
+        command.args(more);
         // Nothing to say where nothing is to be done.
         let (done, finished) = mpsc::channel::<()>();
         let patient = thread::spawn(move || {
@@ -86,6 +118,18 @@ impl Project {
         let _ = patient.join();
         built.map(drop)
     }
+}
+
+/// Whether cargo has set an environment variable for a program of a package that it runs.
+fn is_of_a_package(name: &str) -> bool {
+    const OTHERS: [&str; 5] = [
+        "CARGO_BIN_NAME",
+        "CARGO_CRATE_NAME",
+        "CARGO_MANIFEST_DIR",
+        "CARGO_MANIFEST_LINKS",
+        "CARGO_MANIFEST_PATH",
+    ];
+    name.starts_with("CARGO_PKG_") || OTHERS.contains(&name)
 }
 
 /// Whether this machine's own KVM runs Linux guests, as the release build's `ampoule doctor` finds.

@@ -62,6 +62,8 @@ pub(crate) struct QemuConfig<'a> {
     pub(crate) memory_mib: u32,
     /// Folders shared read-write under their own names.
     pub(crate) read_write: &'a [PathBuf],
+    /// Whether this machine's files stay as they are: the lab host asks once for each, and reads it once.
+    pub(crate) frozen: bool,
 }
 
 /// A running machine. Dropping it ends it.
@@ -88,7 +90,11 @@ pub(crate) fn start(config: &QemuConfig<'_>) -> Result<Qemu> {
     let mut qemu = machine(config);
     for (number, folder) in folders.enumerate() {
         let socket = format!("files{number}");
-        servers.push(serve_files(folder, run_dir, &socket)?);
+        let cache = match number {
+            0 if config.frozen => "always",
+            _ => "auto",
+        };
+        servers.push(serve_files(folder, cache, run_dir, &socket)?);
         let tag = tag(number);
         qemu.args(["-chardev", &format!("socket,id={tag},path={socket}")]);
         let device = format!("vhost-user-fs-pci,chardev={tag},tag={tag}");
@@ -158,7 +164,7 @@ fn dying_with_us(program: &str) -> Command {
     command
 }
 
-fn serve_files(folder: &Path, run_dir: &Path, socket: &str) -> Result<Process> {
+fn serve_files(folder: &Path, cache: &str, run_dir: &Path, socket: &str) -> Result<Process> {
     let path = run_dir.join(socket);
     // Left behind by a run that was killed.
     let _ = fs::remove_file(&path);
@@ -174,8 +180,8 @@ fn serve_files(folder: &Path, run_dir: &Path, socket: &str) -> Result<Process> {
         unshare
     };
     server
-        .args(["--fd=0", "-o", "sandbox=chroot", "-o", "cache=auto"])
-        .args(["-o", "log_level=err", "-o"])
+        .args(["--fd=0", "-o", "sandbox=chroot", "-o", "log_level=err"])
+        .args(["-o", &format!("cache={cache}"), "-o"])
         .arg(format!("source={}", folder.display()))
         .current_dir(run_dir)
         .stdin(OwnedFd::from(listener));

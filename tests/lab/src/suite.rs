@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::host::Cpu;
 use crate::kernels::{Kernel, Version};
@@ -36,6 +37,12 @@ pub(crate) const TOOLS: &str = "AMPOULE_TEST_TOOLS";
 const DEBIAN: &str = "AMPOULE_TEST_DEBIAN";
 const THOROUGH: &str = "AMPOULE_TEST_THOROUGH";
 const STRANGER: &str = "AMPOULE_TEST_STRANGER";
+const SHARED: &str = "AMPOULE_TEST_SHARED";
+const PREPARED: &str = "AMPOULE_TEST_PREPARED";
+const PREPARE: &str = "AMPOULE_TEST_PREPARE";
+
+/// How many of the slowest tests are told, where somebody wants to know.
+const SLOWEST: usize = 20;
 
 /// What to run.
 pub(crate) struct Plan {
@@ -47,6 +54,10 @@ pub(crate) struct Plan {
     pub(crate) cpu: Option<Cpu>,
     /// Also what takes long.
     pub(crate) thorough: bool,
+    /// Only tests of Linux guests.
+    pub(crate) linux: bool,
+    /// Say at the end which tests took longest.
+    pub(crate) durations: bool,
 }
 
 /// Runs the suite; the result is whether all is well.
@@ -61,11 +72,17 @@ pub(crate) fn run(project: &Project, plan: &Plan) -> Result<bool> {
         return suite.list().map(|()| true);
     }
     let prepared = prepare(project, plan.cpu.unwrap_or_default());
-    if plan.filter.is_none() {
+    if plan.filter.is_none() && !plan.linux {
         suite.checks();
     }
-    suite.unit_tests();
+    if !plan.linux {
+        suite.unit_tests();
+    }
     suite.integration_tests(&packages, prepared);
+    suite.totals.write_durations(&suite.durations())?;
+    if plan.durations {
+        suite.totals.tell_slowest(SLOWEST);
+    }
     suite.totals.report(start.elapsed());
     Ok(suite.totals.all_is_well())
 }
@@ -115,6 +132,8 @@ struct Suite<'a> {
     totals: Totals,
     /// The program of docs/embedding.md, where it has been built.
     stranger: Option<PathBuf>,
+    /// What this machine has made for the tests of Linux guests, and the lab hosts need not.
+    shared: Option<TempDir>,
 }
 
 impl<'a> Suite<'a> {
@@ -127,7 +146,13 @@ impl<'a> Suite<'a> {
             logs,
             totals: Totals::default(),
             stranger: None,
+            shared: None,
         })
+    }
+
+    /// Where it is kept how long tests take.
+    fn durations(&self) -> PathBuf {
+        self.logs.join("durations.txt")
     }
 
     /// Format, lints, documentation, dependencies: each counts as one test.
@@ -275,7 +300,7 @@ impl<'a> Suite<'a> {
         };
         self.build_stranger();
         for (name, program) in &tests {
-            if name != "linux" {
+            if name != "linux" && !self.plan.linux {
                 self.tests(name, self.program(program, &prepared));
             }
         }
@@ -287,6 +312,7 @@ impl<'a> Suite<'a> {
             self.tests("linux", self.program(linux, &prepared));
         } else {
             let cpu = self.plan.cpu.unwrap_or_default();
+            self.shared = self.make_shared(linux, &prepared);
             if let Err(error) = self.in_the_lab(
                 packages,
                 cpu,
@@ -299,6 +325,21 @@ impl<'a> Suite<'a> {
                 self.totals.fail("linux", &error);
             }
         }
+    }
+
+    /// Has the tests' program make on this machine what takes it much longer in an emulated one. Without it each lab host makes its
+    /// own.
+    fn make_shared(&self, program: &Path, prepared: &Prepared) -> Option<TempDir> {
+        let runs = self.project.lab.join("run");
+        fs::create_dir_all(&runs).ok()?;
+        let folder = tempfile::Builder::new().prefix("shared-").tempdir_in(runs);
+        let folder = folder.ok()?;
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null());
+        command.envs(self.environment(prepared));
+        command.env(SHARED, folder.path()).env(PREPARE, "1");
+        let made = logged(&mut command, &self.logs.join("prepare.log"));
+        made.is_ok_and(|made| made).then_some(folder)
     }
 
     /// Builds the program of docs/embedding.md, which a test of Linux guests runs.
@@ -340,6 +381,8 @@ impl<'a> Suite<'a> {
             (DEBIAN, prepared.debian.clone()),
         ];
         environment.extend(self.stranger.clone().map(|program| (STRANGER, program)));
+        let shared = self.shared.as_ref();
+        environment.extend(shared.map(|folder| (PREPARED, folder.path().into())));
         if self.plan.thorough {
             environment.push((THOROUGH, "1".into()));
         }

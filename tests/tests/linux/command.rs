@@ -13,7 +13,6 @@ use std::thread;
 use std::time::Duration;
 
 use ampoule_tests::harness::{self, kernel};
-use tempfile::TempDir;
 
 use crate::driver::{End, Vm, ampoule, finish, run};
 use crate::net_load::uplink;
@@ -21,69 +20,58 @@ use crate::resolver::{Resolver, gateway};
 use crate::service;
 use crate::user::{User, another, user};
 
-/// What the tests' images are made of, and a cache of their own.
-pub(crate) struct Place {
-    _folder: TempDir,
-    pub(crate) root: PathBuf,
-    pub(crate) cache: PathBuf,
+/// The root file system of the tests' commands.
+pub(crate) fn root() -> &'static Path {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| harness::shared("place", fill).join("root"))
 }
 
-pub(crate) fn place() -> &'static Place {
-    static PLACE: OnceLock<Place> = OnceLock::new();
-    PLACE.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-        let root = folder.path().join("root");
-        for name in ["bin", "etc", "tmp", "srv"] {
-            fs::create_dir_all(root.join(name)).unwrap();
-        }
-        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        let applets = Command::new("/bin/busybox").arg("--list").output().unwrap();
-        for name in String::from_utf8(applets.stdout).unwrap().lines() {
-            let _ = symlink("busybox", root.join("bin").join(name));
-        }
-        let passwd = "root:x:0:0::/root:/bin/sh\nwww:x:33:33::/srv:/bin/sh\n";
-        fs::write(root.join("etc/passwd"), passwd).unwrap();
-        fs::write(root.join("etc/group"), "root:x:0:\nwww:x:33:\n").unwrap();
-        fs::write(root.join("etc/os-release"), "ID=test\n").unwrap();
-        fs::write(root.join("srv/not-a-program"), "text\n").unwrap();
-        fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
-        for version in ["6.1", "6.12"] {
-            // As a distribution has it: modules in ../lib/modules.
-            let boot = folder.path().join(version).join("boot");
-            fs::create_dir_all(&boot).unwrap();
-            symlink(kernel(version).join("vmlinuz"), boot.join("vmlinuz")).unwrap();
-            symlink(kernel(version).join("package/lib"), boot.join("../lib")).unwrap();
-        }
-        let cache = folder.path().join("cache");
-        fs::create_dir(&cache).unwrap();
-        user().inspect(|user| user.owns(&cache));
-        Place {
-            root,
-            cache,
-            _folder: folder,
-        }
+/// The cache of the tests' user.
+pub(crate) fn cache() -> &'static Path {
+    static CACHE: OnceLock<PathBuf> = OnceLock::new();
+    CACHE.get_or_init(|| {
+        harness::shared("cache", |folder| {
+            user().inspect(|user| user.owns(folder));
+        })
     })
 }
 
-/// The root file system of the tests' commands.
-pub(crate) fn root() -> &'static Path {
-    &place().root
+fn fill(folder: &Path) {
+    let root = folder.join("root");
+    for name in ["bin", "etc", "tmp", "srv"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    let applets = Command::new("/bin/busybox").arg("--list").output().unwrap();
+    for name in String::from_utf8(applets.stdout).unwrap().lines() {
+        let _ = symlink("busybox", root.join("bin").join(name));
+    }
+    let passwd = "root:x:0:0::/root:/bin/sh\nwww:x:33:33::/srv:/bin/sh\n";
+    fs::write(root.join("etc/passwd"), passwd).unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\nwww:x:33:\n").unwrap();
+    fs::write(root.join("etc/os-release"), "ID=test\n").unwrap();
+    fs::write(root.join("srv/not-a-program"), "text\n").unwrap();
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    for version in ["6.1", "6.12"] {
+        // As a distribution has it: modules in ../lib/modules.
+        let boot = folder.join(version).join("boot");
+        fs::create_dir_all(&boot).unwrap();
+        symlink(kernel(version).join("vmlinuz"), boot.join("vmlinuz")).unwrap();
+        symlink(kernel(version).join("package/lib"), boot.join("../lib")).unwrap();
+    }
 }
 
 /// A kernel with its modules beside it, as a distribution has them.
 pub(crate) fn kernel_of(version: &str) -> PathBuf {
-    place().root.with_file_name(version).join("boot/vmlinuz")
+    root().with_file_name(version).join("boot/vmlinuz")
 }
 
 /// Has `ampoule run` be a user's without rights, who has this kernel of a distribution's, and a cache.
 pub(crate) fn as_users(version: &str, mut command: Command) -> Command {
-    let place = place();
-    let boot = place.root.with_file_name(version).join("boot/vmlinuz");
     command
-        .env("AMPOULE_KERNEL", boot)
-        .env("XDG_CACHE_HOME", &place.cache)
-        .env("HOME", &place.cache)
+        .env("AMPOULE_KERNEL", kernel_of(version))
+        .env("XDG_CACHE_HOME", cache())
+        .env("HOME", cache())
         .env_remove("XDG_RUNTIME_DIR")
         .current_dir("/");
     user().inspect(|user| user.runs(&mut command));
@@ -93,7 +81,7 @@ pub(crate) fn as_users(version: &str, mut command: Command) -> Command {
 /// `ampoule run` with these arguments before the image and with this command, on that kernel.
 fn command_on(version: &str, options: &[&str], words: &[&str]) -> Command {
     let mut command = run(options);
-    command.arg(&place().root).arg("--").args(words);
+    command.arg(root()).arg("--").args(words);
     as_users(version, command)
 }
 
@@ -376,7 +364,7 @@ pub(crate) fn an_image_of_a_registry_is_run_again_without_it() {
     let folder = tempfile::tempdir().unwrap();
     let layout = folder.path().join("layout");
     let config = ["--config.cmd", "cat", "--config.cmd", "/etc/os-release"];
-    service::pack(&layout, "v1", &place().root, &config);
+    service::pack(&layout, "v1", root(), &config);
     let registry = service::Registry::start("");
     registry.push(&format!("oci:{}:v1", layout.display()), "a/b:v1", &[]);
     let name = registry.name("a/b:v1");

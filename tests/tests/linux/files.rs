@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use crate::command::{as_users, command, command_of, place};
+use crate::command::{as_users, cache, command, command_of};
 use crate::driver::{Vm, finish, run};
 use crate::user::user;
 
@@ -128,7 +128,7 @@ pub(crate) fn a_static_program_needs_no_image() {
 }
 
 pub(crate) fn what_is_written_is_on_a_disk_that_ends_with_the_run() {
-    let cache = place().cache.join("ampoule");
+    let cache = cache().join("ampoule");
     // More than there is memory.
     let options = ["--net", "none", "--memory", "128M", "--overlay", "size=1G"];
     let script = "dd if=/dev/zero of=/zeros bs=1M count=200 2>/dev/null && sync && stat -c %s /zeros && df -m / | tail -n 1";

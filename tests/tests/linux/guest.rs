@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use ampoule_tests::harness::{kernel, tools};
+use ampoule_tests::harness::{kernel, shared, tools};
 use ampoule_tests::initramfs::{Initramfs, module};
-use tempfile::TempDir;
 
 use crate::driver::{Vm, run};
 use crate::virtio::ask;
@@ -90,17 +89,15 @@ const PROGRAMS: &[(&str, &str)] = &[
 
 /// The initramfs, made once.
 pub(crate) fn initramfs() -> &'static Path {
-    static MADE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = MADE.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("no temporary folder");
-        let path = folder.path().join("initramfs.cpio");
-        make(&path).expect("cannot make an initramfs");
-        (folder, path)
-    });
-    path
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| shared("initramfs", make).join("initramfs.cpio"))
 }
 
-fn make(path: &Path) -> std::io::Result<()> {
+fn make(folder: &Path) {
+    write(&folder.join("initramfs.cpio")).expect("cannot make an initramfs");
+}
+
+fn write(path: &Path) -> std::io::Result<()> {
     let mut archive = Initramfs::new();
     archive.folder("bin")?;
     archive.folder("lib")?;

@@ -1,37 +1,33 @@
 //! Container images as umoci(1) makes them, run by `ampoule run`.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
-use tempfile::TempDir;
+use ampoule_tests::harness::shared;
 
 use crate::command::command_of;
 use crate::driver::{End, finish};
 
 /// An OCI layout with all the images of these tests.
 struct Layout {
-    folder: TempDir,
+    folder: PathBuf,
 }
 
-fn layout() -> &'static Path {
-    static LAYOUT: OnceLock<Layout> = OnceLock::new();
-    let layout = LAYOUT.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
-        let layout = Layout { folder };
+pub(crate) fn layout() -> PathBuf {
+    shared("images", |folder| {
+        let layout = Layout {
+            folder: folder.to_owned(),
+        };
         layout.umoci(&["init", "--layout", "images"]);
         layout.scratch();
         layout.layers();
         // umoci leaves some of it to its own user alone.
         let mut chmod = Command::new("chmod");
-        chmod.args(["-R", "a+rX"]).arg(layout.folder.path());
+        chmod.args(["-R", "a+rX"]).arg(&layout.folder);
         assert!(chmod.status().unwrap().success());
-        layout
-    });
-    layout.folder.path()
+    })
 }
 
 impl Layout {
@@ -40,7 +36,7 @@ impl Layout {
         let mut umoci = Command::new("umoci");
         let output = umoci
             .args(arguments)
-            .current_dir(self.folder.path())
+            .current_dir(&self.folder)
             .output()
             .unwrap();
         assert!(output.status.success(), "{arguments:?}: {output:?}");
@@ -63,7 +59,7 @@ impl Layout {
     }
 
     fn write(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.folder.path().join(name);
+        let path = self.folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
         path
@@ -73,7 +69,7 @@ impl Layout {
     fn scratch(&self) {
         self.new_image("empty");
         // umoci looks for extended attributes, which the file system of a lab host's programs has not.
-        let program = self.folder.path().join("program");
+        let program = self.folder.join("program");
         fs::copy("/bin/busybox", &program).unwrap();
         self.insert("empty", &program, "/busybox");
         let entry = ["--config.entrypoint", "/busybox", "--config.entrypoint"];
@@ -90,7 +86,7 @@ impl Layout {
 
     /// Many layers, of which later ones change, hide and bring back what is in earlier ones.
     fn layers(&self) {
-        let bin = self.folder.path().join("base/bin");
+        let bin = self.folder.join("base/bin");
         fs::create_dir_all(&bin).unwrap();
         fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
         for name in ["sh", "cat", "ls", "stat"] {
@@ -106,7 +102,7 @@ impl Layout {
             self.write(&format!("base/srv/{name}"), content);
         }
         self.new_image("layers");
-        let base = self.folder.path().join("base");
+        let base = self.folder.join("base");
         self.insert("layers", &base, "/");
         self.insert("layers", &self.write("changed", "2"), "/srv/changed");
         let whiteout = ["insert", "--image", "images:layers", "--whiteout"];
@@ -116,7 +112,7 @@ impl Layout {
         self.insert("layers", &self.write("back", "3"), "/srv/back");
         // A folder in the place of another.
         self.write("new/c", "4");
-        let new = self.folder.path().join("new");
+        let new = self.folder.join("new");
         let new = new.to_str().unwrap();
         let opaque = ["insert", "--image", "images:layers", "--opaque"];
         self.umoci(&[&opaque[..], &[new, "/srv/old"]].concat());

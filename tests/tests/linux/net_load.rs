@@ -46,13 +46,14 @@ impl Drop for Server {
     }
 }
 
-/// TCP and UDP from the guest and to it; what the receiver of each says of it.
+/// TCP and UDP from the guest and to it; what the receiver of each says of it. So much that rings are gone through ten times and more, by
+/// small frames and by large ones.
 fn transfer(vm: &mut Vm, server: &str, port: u16, more: &str) {
     for options in [
-        "-n 16M",
-        "-n 16M -R",
-        "-u -b 40M -l 1300 -n 2M",
-        "-u -b 40M -l 1300 -n 2M -R",
+        "-n 6M",
+        "-n 6M -R",
+        "-u -b 40M -l 1300 -n 1M",
+        "-u -b 40M -l 1300 -n 1M -R",
     ] {
         let said = ask(
             vm,
@@ -141,7 +142,7 @@ fn pairs(vm: &mut Vm, address: &str) {
         let queues = "ls /sys/class/net/eth0/queues | grep -c rx";
         expect(vm, queues, &count.to_string());
         ask(vm, &format!("/usr/bin/ping -c 1 -w 30 {address}"));
-        for options in ["-P 6 -n 8M", "-P 6 -n 8M -R"] {
+        for options in ["-P 6 -n 1M", "-P 6 -n 1M -R"] {
             let said = ask(vm, &format!("iperf3 -c {address} -p 5202 {options}"));
             received(&said, options);
         }
@@ -245,7 +246,7 @@ pub(crate) fn iperf_through_user_networking() {
         &mut vm,
         "iperf3 -s -D && while ! netstat -ltn | grep -q :5201; do :; done",
     );
-    for options in ["-n 8M", "-n 8M -R", "-u -b 20M -l 1300 -n 1M"] {
+    for options in ["-n 3M", "-n 3M -R", "-u -b 20M -l 1300 -n 1M"] {
         let mut client = Command::new("iperf3");
         client.args(["-c", "127.0.0.1", "-p", "5211"]);
         let output = client.args(options.split(' ')).output().unwrap();

@@ -4,7 +4,9 @@
 //! `svm_helper.c`), after which a guest, or the lab host itself, waits for ever. So a lab host in which a test has failed is ended, and
 //! what has not been run is run in the next; so is the test that failed, once more, and is told as flaky if it passes then.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -23,8 +25,8 @@ use crate::kernels::Version;
 use crate::packages::Packages;
 use crate::say;
 
-use super::outcome::Outcomes;
-use super::{DEBIAN, Prepared, Suite, TOOLS, create};
+use super::outcome::{self, Outcomes};
+use super::{DEBIAN, PREPARED, Prepared, SHARED, Suite, TOOLS, create};
 
 /// The most lab hosts at a time. An emulated machine is one thread's work, but for its devices.
 const AT_ONCE: usize = 4;
@@ -32,8 +34,12 @@ const AT_ONCE: usize = 4;
 /// Lab hosts that may be started besides the first ones, in the place of those that were ended.
 const FRESH: usize = 8;
 
-/// Tests that a lab host takes at a time.
+/// The most tests that a lab host takes at a time, and what they may take together, as far as is known.
 const BATCH: usize = 8;
+const BATCH_TIME: Duration = Duration::from_secs(60);
+
+/// What a test is taken to take that has not been run before.
+const UNKNOWN: Duration = Duration::from_secs(15);
 
 /// A test that has failed so often, each time in another lab host, has failed.
 const FAILURES: usize = 2;
@@ -73,8 +79,11 @@ impl Suite<'_> {
             .filter(chosen)
             .partition(|name| cpu == Cpu::Intel && name.starts_with("hostile::"));
         let at_once = thread::available_parallelism().map_or(1, |count| count.get().min(AT_ONCE));
-        let at_once = at_once.min(chosen.len().div_ceil(BATCH));
-        let mut pool = Pool::new(chosen, at_once + FRESH);
+        let at_once = at_once.min(chosen.len());
+        let known = outcome::durations(&self.durations());
+        let mut pool = Pool::new(chosen, at_once + FRESH, |name| {
+            known.get(&format!("linux: {name}")).copied()
+        });
         let skipped = slow.into_iter().cloned();
         let skipped = skipped.map(|name| (name, TOO_SLOW.to_owned()));
         pool.outcomes.skipped.extend(skipped);
@@ -159,6 +168,7 @@ impl Suite<'_> {
                 cpus: 1,
                 memory_mib: 4096,
                 read_write: Vec::new(),
+                frozen: true,
                 paths: paths.map(Path::to_owned).collect(),
             },
         )?;
@@ -187,10 +197,13 @@ impl Suite<'_> {
         let mut spec = client::spec(command, &self.project.programs(), None)?;
         for (name, value) in self.environment(tests.prepared) {
             // The Intel lab host sees a selection of files, and has no room for the tools and the Debian system.
-            if !(cpu == Cpu::Intel && [TOOLS, DEBIAN].contains(&name)) {
+            if !(cpu == Cpu::Intel && [TOOLS, DEBIAN, PREPARED].contains(&name)) {
                 spec.environment.push((name.into(), value.into()));
             }
         }
+        // One after another of these programs runs there, and what one has made serves the next.
+        let shared = OsString::from("/tmp/ampoule-tests");
+        spec.environment.push((SHARED.into(), shared));
         let mut file = create(log)?;
         let heard = Mutex::new(Instant::now());
         let done = AtomicBool::new(false);
@@ -227,7 +240,10 @@ impl Suite<'_> {
 
 /// The tests that are to be run, and what became of the others.
 struct Pool<'a> {
+    /// Those that take longest come first, so that none of them is left for one lab host alone at the end.
     queue: VecDeque<&'a String>,
+    /// How long each is expected to take.
+    expected: BTreeMap<&'a String, Duration>,
     /// How often each has failed.
     failures: BTreeMap<&'a String, usize>,
     /// Lab hosts that may still be started.
@@ -237,9 +253,21 @@ struct Pool<'a> {
 }
 
 impl<'a> Pool<'a> {
-    fn new(tests: Vec<&'a String>, hosts: usize) -> Self {
+    fn new(
+        mut tests: Vec<&'a String>,
+        hosts: usize,
+        known: impl Fn(&str) -> Option<Duration>,
+    ) -> Self {
+        // What needs more stands further below in the program's list, and takes longer.
+        tests.reverse();
+        let expected: BTreeMap<_, _> = tests
+            .iter()
+            .map(|name| (*name, known(name).unwrap_or(UNKNOWN)))
+            .collect();
+        tests.sort_by_key(|name| Reverse(expected[name]));
         Self {
             queue: tests.into(),
+            expected,
             failures: BTreeMap::new(),
             hosts,
             outcomes: Outcomes::default(),
@@ -249,11 +277,16 @@ impl<'a> Pool<'a> {
 
     /// Some tests that are run together: fewer towards the end, so that all of so many lab hosts have some.
     fn take(&mut self, hosts: usize) -> Vec<&'a String> {
-        self.take_up_to(self.queue.len().div_ceil(2 * hosts.max(1)).min(BATCH))
-    }
-
-    fn take_up_to(&mut self, count: usize) -> Vec<&'a String> {
-        let count = self.queue.len().min(count);
+        let times = self.queue.iter().map(|name| self.expected[name]);
+        let left: Duration = times.clone().sum();
+        let share = (left / (2 * hosts.max(1) as u32)).min(BATCH_TIME);
+        let mut together = Duration::ZERO;
+        let fits = |time| {
+            let is_enough = together >= share;
+            together += time;
+            !is_enough
+        };
+        let count = times.take(BATCH).map(fits).take_while(|fits| *fits).count();
         self.queue.drain(..count).collect()
     }
 
@@ -285,6 +318,7 @@ impl<'a> Pool<'a> {
             !passed && !skipped.contains(name)
         });
         self.outcomes.skipped.extend(now.skipped.iter().cloned());
+        self.outcomes.took.extend(now.took.clone());
         // A lab host that dies is the failure of the test that was run in it.
         let failed = unknown.iter().position(|name| now.failed.contains(*name));
         if let Some(name) = unknown.remove(failed.unwrap_or(0)) {
@@ -380,7 +414,8 @@ mod tests {
     #[test]
     fn what_failed_is_run_once_more_and_what_was_not_run_before_it() {
         let names = ["a", "b", "c"].map(String::from);
-        let mut pool = Pool::new(names.iter().collect(), 2);
+        let known = |name: &str| Some(Duration::from_secs(u64::from(b'd' - name.as_bytes()[0])));
+        let mut pool = Pool::new(names.iter().collect(), 2, known);
         let ended = |pool: &mut Pool<'_>, ok: &[&str], failed: &[&str]| {
             let texts = |list: &[&str]| list.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
             let now = Outcomes {
@@ -388,7 +423,7 @@ mod tests {
                 failed: texts(failed),
                 ..Outcomes::default()
             };
-            let batch = pool.take_up_to(BATCH);
+            let batch: Vec<_> = pool.queue.drain(..).collect();
             let order = batch.iter().map(|name| name.as_str()).collect::<String>();
             pool.settle(
                 batch,
@@ -408,5 +443,29 @@ mod tests {
         assert_eq!(pool.outcomes.flaky, ["c"]);
         assert_eq!(pool.outcomes.failed, ["b"]);
         assert!(pool.take_host() && pool.take_host() && !pool.take_host());
+    }
+    #[test]
+    fn what_takes_long_is_run_first_and_what_is_left_is_shared() {
+        let names: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
+        let known = |name: &str| match name {
+            "03" => Some(Duration::from_secs(90)),
+            "07" => Some(Duration::from_secs(70)),
+            "19" => Some(Duration::from_secs(1)),
+            _ => None,
+        };
+        let mut pool = Pool::new(names.iter().collect(), 2, known);
+        assert_eq!(pool.take(2), ["03"]);
+        assert_eq!(pool.take(2), ["07"]);
+        // Four of 15 s; of those that nothing is known of, the last come first.
+        assert_eq!(pool.take(2), ["18", "17", "16", "15"]);
+        let mut last = Vec::new();
+        loop {
+            let batch: Vec<String> = pool.take(2).into_iter().cloned().collect();
+            if batch.is_empty() {
+                break;
+            }
+            last = batch;
+        }
+        assert_eq!(last, ["19"]);
     }
 }

@@ -2,12 +2,12 @@
 
 #![allow(clippy::print_stdout, reason = "the totals are the suite's output")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Error;
+use anyhow::{Context, Error, Result};
 
 /// How much of a log is shown of a step that failed, in lines.
 const EXCERPT: usize = 60;
@@ -24,6 +24,8 @@ pub(super) struct Outcomes {
     pub(super) flaky: Vec<String>,
     /// By name, with the reason.
     pub(super) skipped: Vec<(String, String)>,
+    /// By name, how long those took that say so.
+    pub(super) took: BTreeMap<String, Duration>,
 }
 
 impl Outcomes {
@@ -40,7 +42,7 @@ impl Outcomes {
     }
 
     /// Reads what Rust's test programs print, and libtest-mimic's: `test NAME ... ok`, and the harness's lines
-    /// `skipped NAME: REASON`.
+    /// `skipped NAME: REASON` and `took NAME: SECONDS s`.
     fn of_output(output: &str) -> Self {
         let mut outcomes = Self::default();
         let (mut passed, mut ignored) = (Vec::new(), Vec::new());
@@ -63,6 +65,10 @@ impl Outcomes {
                 .and_then(|rest| rest.split_once(": "))
             {
                 outcomes.skipped.push((name.to_owned(), reason.to_owned()));
+                continue;
+            }
+            if let Some((name, took)) = took(line) {
+                outcomes.took.insert(name, took);
                 continue;
             }
             let Some((name, result)) = line
@@ -109,6 +115,20 @@ impl Outcomes {
     }
 }
 
+/// A test and how long it took, from a line of the harness's or of [`Totals::write_durations`].
+fn took(line: &str) -> Option<(String, Duration)> {
+    let (name, took) = line.strip_prefix("took ")?.rsplit_once(": ")?;
+    let seconds = took.strip_suffix(" s")?.parse().ok()?;
+    let took = Duration::try_from_secs_f64(seconds).ok()?;
+    Some((name.to_owned(), took))
+}
+
+/// How long tests took when they were run before, as [`Totals::write_durations`] has written it.
+pub(super) fn durations(path: &Path) -> BTreeMap<String, Duration> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(took).collect()
+}
+
 /// What all steps came to.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
@@ -116,6 +136,8 @@ pub(super) struct Totals {
     failed: Vec<String>,
     flaky: Vec<String>,
     skipped: Vec<(String, String)>,
+    /// By step and name.
+    took: BTreeMap<String, Duration>,
 }
 
 impl Totals {
@@ -126,6 +148,7 @@ impl Totals {
             failed,
             flaky,
             skipped,
+            took: each,
             ok: _,
         } = outcomes;
         let passed = passed + flaky.len();
@@ -149,6 +172,31 @@ impl Totals {
         let named = |test| format!("{name}: {test}");
         self.flaky.extend(flaky.into_iter().map(named));
         self.skipped.extend(skipped);
+        let step = name.split(' ').next().unwrap_or(name);
+        let named = |(test, took)| (format!("{step}: {test}"), took);
+        self.took.extend(each.into_iter().map(named));
+    }
+
+    /// How long each test took, the slowest first, into a file that has those of earlier runs, too.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) fn write_durations(&self, path: &Path) -> Result<()> {
+        let mut all = durations(path);
+        all.extend(self.took.clone());
+        let mut text = String::new();
+        for (name, took) in slowest(&all) {
+            text.push_str(&format!("took {name}: {:.3} s\n", took.as_secs_f64()));
+        }
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Prints the tests of this run that took longest.
+    pub(super) fn tell_slowest(&self, count: usize) {
+        println!("\nthe slowest tests");
+        for (name, took) in slowest(&self.took).into_iter().take(count) {
+            println!("{:8.1} s  {name}", took.as_secs_f64());
+        }
     }
 
     pub(super) fn skip(&mut self, name: &str, reason: &str) {
@@ -187,6 +235,12 @@ impl Totals {
     }
 }
 
+fn slowest(all: &BTreeMap<String, Duration>) -> Vec<(&String, &Duration)> {
+    let mut all: Vec<_> = all.iter().collect();
+    all.sort_by(|(_, one), (_, other)| other.cmp(one));
+    all
+}
+
 /// From the first failure's report on; else the end.
 fn excerpt(log: &Path) -> String {
     let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
@@ -221,10 +275,13 @@ mod tests {
             test e ... ignored, a reason\n\
             failures:\n\n---- c ----\nit panicked\n\nfailures:\n\x20   c\n\x20   g\n\n\
             test result: FAILED. 2 passed; 2 failed; 2 ignored\n\
-            skipped d: no KVM here: none\n";
+            skipped d: no KVM here: none\n\
+            took h: 12.345 s\n";
         let outcomes = Outcomes::of_output(output);
         assert_eq!(outcomes.passed, 3);
         assert!(outcomes.ok.contains("h"));
+        let took = [("h".to_owned(), Duration::from_millis(12_345))];
+        assert_eq!(outcomes.took, took.into());
         assert_eq!(outcomes.failed, ["c", "g"]);
         let skipped = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
         assert_eq!(
@@ -235,6 +292,34 @@ mod tests {
                 skipped("e", "ignored by its source")
             ]
         );
+    }
+
+    #[test]
+    fn durations_are_kept_and_the_slowest_come_first() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let run = |tests: &[(&str, u64)]| {
+            let mut totals = Totals::default();
+            let each =
+                |(name, seconds): &(&str, u64)| ((*name).to_owned(), Duration::from_secs(*seconds));
+            let outcomes = Outcomes {
+                took: tests.iter().map(each).collect(),
+                ..Outcomes::default()
+            };
+            totals.step(
+                "linux (amd lab host)",
+                Duration::ZERO,
+                outcomes,
+                path.path(),
+            );
+            totals.write_durations(path.path()).unwrap();
+            fs::read_to_string(path.path()).unwrap()
+        };
+        run(&[("a", 1), ("b", 2)]);
+        let text = run(&[("a", 3), ("c", 1)]);
+        let expected = "took linux: a: 3.000 s\ntook linux: b: 2.000 s\ntook linux: c: 1.000 s\n";
+        assert_eq!(text, expected);
+        let known = durations(path.path());
+        assert_eq!(known["linux: b"], Duration::from_secs(2));
     }
 
     #[test]
