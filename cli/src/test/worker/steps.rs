@@ -11,7 +11,7 @@ use ampoule_vmm::fault::{
     BlockEffect, BlockFault, BlockOp, Direction, NetEffect as OnNet, NetFault as NetPlan,
     When as Strikes,
 };
-use ampoule_vmm::test::{Found, Missed, Place, TestError, TestVm};
+use ampoule_vmm::test::{Found, Missed, Place, TestError};
 use ampoule_vmm::timeline::MarkSource;
 use ampoule_vmm::{ExitReason, StateError, Timeline, VmHandle};
 

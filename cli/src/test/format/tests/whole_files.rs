@@ -113,7 +113,7 @@ fn an_effective_scenario_is_read_again() {
 /// The examples of the reference can be copied.
 #[test]
 fn the_reference_is_right() {
-    let text = include_str!("../../../../docs/scenarios.md");
+    let text = include_str!("../../../../../docs/scenarios.md");
     let blocks = text.split("```toml\n").skip(1);
     let blocks: Vec<&str> = blocks.filter_map(|it| it.split("```").next()).collect();
     assert_eq!(blocks.len(), 5);
