@@ -141,6 +141,7 @@ fn main() -> ExitCode {
             a_pass_on_a_retry_is_flaky
             the_first_failure_may_be_the_last
             scenarios_are_listed_chosen_and_told_as_tap
+            junit_and_tap_are_read_by_others
             bisect_finds_the_first_kernel_that_fails;
     };
     harness::main([(Needs::Kvm, tests)], driver::ampoule())

@@ -28,6 +28,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "iputils-ping",
     "mount",
     "passt",
+    "python3-junitparser",
     "qemu-utils",
     "skopeo",
     "strace",

@@ -295,3 +295,66 @@ pub(crate) fn bisect_finds_the_first_kernel_that_fails() {
     );
     assert!(found[1].ends_with("vmlinuz-6.1.10"), "{said}");
 }
+
+/// What junitparser (PyPI; Debian's python3-junitparser), which nobody here wrote, finds in a file.
+const READ_JUNIT: &str = r#"
+import sys
+try:
+    from junitparser.xunit2 import JUnitXml
+except ImportError:
+    sys.exit(77)
+xml = JUnitXml.fromfile(sys.argv[1])
+for case in (case for suite in xml for case in suite):
+    kinds = " ".join(type(it).__name__ + ":" + str(it.type) for it in case.result)
+    print(case.name, "|", kinds, "|", len(list(case.flaky_failures())), len(list(case.rerun_failures())))
+print(xml.tests, xml.failures, xml.errors)
+"#;
+
+pub(crate) fn junit_and_tap_are_read_by_others() {
+    let place = tempfile::tempdir().unwrap();
+    let results_folder = place.path().join("results");
+    let files = ["hello.toml", "fails-early.toml", "fails-crash.toml"];
+    let files = files.map(|name| folder().join("bare").join(name));
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let mut run = command(ampoule(), &files, &results_folder);
+    run.args(["--retries", "1"]);
+    finish(run).expect_code(1);
+    let name = "scenarios::junit_and_tap_are_read_by_others";
+    let Ok(said) = Command::new("prove")
+        .args(["--exec", "cat"])
+        .arg(results_folder.join("results.tap"))
+        .output()
+    else {
+        return harness::skip(name, "perl's prove is not installed");
+    };
+    let said = String::from_utf8_lossy(&said.stdout);
+    assert!(
+        said.contains("Failed 2/3 subtests") && !said.contains("Parse errors"),
+        "{said}"
+    );
+    // The distribution's Python has the distribution's packages; another may be first on PATH.
+    for python in ["/usr/bin/python3", "python3"] {
+        let read = Command::new(python)
+            .args(["-c", READ_JUNIT])
+            .arg(results_folder.join("junit.xml"))
+            .output();
+        let Ok(read) = read else { continue };
+        if read.status.code() == Some(77) {
+            continue;
+        }
+        let said = String::from_utf8_lossy(&read.stdout);
+        let lines: Vec<&str> = said.lines().collect();
+        let expected = [
+            "hello |  | 0 0",
+            "fails-early | Failure:unexpected-end | 0 1",
+            "fails-crash | Failure:crash | 0 1",
+            "3 2 0",
+        ];
+        assert_eq!(lines, expected, "{}", String::from_utf8_lossy(&read.stderr));
+        return;
+    }
+    harness::skip(
+        name,
+        "no Python has junitparser (package python3-junitparser)",
+    );
+}

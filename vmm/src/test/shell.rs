@@ -69,12 +69,12 @@ pub(super) struct Shell<'a> {
 }
 
 impl Shell<'_> {
-    /// Runs a line.
+    /// Runs a line, in a shell of its own: an `exit` in it is the line's, not that of the shell on the console.
     pub(super) fn run(&mut self, line: &str) -> Result<CommandOutput, ShellError> {
         let n = self.number;
         self.set_up()?;
         let command =
-            format!("{{ {line}\n}} >$ampd/{n}o 2>$ampd/{n}e </dev/null; echo amp''d{n} $?\n");
+            format!("( {line}\n) >$ampd/{n}o 2>$ampd/{n}e </dev/null; echo amp''d{n} $?\n");
         let status = self.ask(&command, &format!("^ampd{n} (?P<status>[0-9]+)$"))?;
         let status = status
             .parse()
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn commands_have_a_status_and_two_outputs() {
         with_shell(false, |shell| {
-            let output = shell.run("printf 'a\\0b'; echo bad >&2; (exit 3)").unwrap();
+            let output = shell.run("printf 'a\\0b'; echo bad >&2; exit 3").unwrap();
             assert_eq!(
                 (output.status, &*output.stdout, &*output.stderr),
                 (3, &b"a\0b"[..], &b"bad\n"[..])

@@ -283,7 +283,7 @@ impl TestVm {
         Ok(())
     }
 
-    /// Runs a line in the shell that is at its prompt on the console. It needs `base64` and `wc`, as busybox has them; its
+    /// Runs a line by the shell that is at its prompt on the console, in a subshell. It needs `base64` and `wc`, as busybox has them; its
     /// standard input is empty.
     ///
     /// # Errors
