@@ -14,7 +14,7 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")
 }
 
-/// A command that runs scenarios and puts the results into `results`.
+/// A command that runs scenarios and puts the results into `results`, and the disks that they make beside it.
 pub fn command(ampoule: &Path, scenarios: &[&Path], results: &Path) -> Command {
     let mut command = Command::new(ampoule);
     command
@@ -22,7 +22,8 @@ pub fn command(ampoule: &Path, scenarios: &[&Path], results: &Path) -> Command {
         .args(scenarios)
         .arg("--results")
         .arg(results)
-        .env("AMPOULE_TEST_GUESTS", env!("GUESTS_DIR"));
+        .env("AMPOULE_TEST_GUESTS", env!("GUESTS_DIR"))
+        .env("AMPOULE_TEST_SCRATCH", results.parent().unwrap_or(results));
     command
 }
 

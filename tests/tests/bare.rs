@@ -54,8 +54,8 @@ fn main() -> ExitCode {
             a_killed_vmm_leaves_no_trouble_behind
             a_killed_vmm_leaves_disks_and_sockets_free;
         serial:
-            a_megabyte_pasted_through_a_pipe_comes_back
-            a_megabyte_pasted_into_a_terminal_comes_back
+            a_long_paste_through_a_pipe_comes_back
+            a_long_paste_into_a_terminal_comes_back
             a_guest_says_hello
             input_from_a_file_is_read_to_its_end
             a_flood_arrives_whole

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             an_end_that_nobody_waited_for_is_told
             a_guest_that_waits_and_one_that_computes_are_told_apart
             a_paused_guest_is_no_hang
+            a_vmm_that_does_not_stop_when_it_is_told_to_is_stuck
             what_is_forbidden_fails_the_step_and_the_end
             colours_are_no_part_of_the_text
             no_vm_is_an_error_with_its_remedy;

@@ -1,6 +1,6 @@
 //! What came of scenarios: the one model that the live list, the reports and the exit status are made of.
 //!
-//! A worker process tells it in parts ([`Event`]); the supervisor puts the parts together. All of it serialises: it is the JSON result.
+//! A worker process tells it in parts (`worker::Event`); the supervisor puts the parts together. All of it serialises: it is the JSON result.
 
 use std::path::PathBuf;
 

@@ -105,7 +105,7 @@ pub(super) fn run(
     tell: &mut dyn FnMut(Happening<'_>),
 ) -> Result<Done, Failure> {
     let begun = Instant::now();
-    let started_ms = SystemTime::now()
+    let started = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     prepare(&settings.results)?;
@@ -138,30 +138,28 @@ pub(super) fn run(
         hear(&receiver, &shared, &signals, &mut results, tell);
         drop(workers);
     });
-    let scenarios = results.into_iter().enumerate().map(|(index, result)| {
-        result.unwrap_or_else(|| {
+    let mut all = Vec::with_capacity(scenarios.len());
+    for (index, result) in results.into_iter().enumerate() {
+        let result = result.unwrap_or_else(|| {
             let skipped = result_of(&shared, index, Verdict::Skipped, Vec::new());
             tell(Happening::Ended {
                 scenario: index,
                 result: &skipped,
             });
             skipped
-        })
-    });
+        });
+        all.push(result);
+    }
     Ok(Done {
         run: TestRun {
             ampoule: env!("CARGO_PKG_VERSION").into(),
-            started_ms: millis(started_ms),
-            duration_ms: 0,
+            started_ms: millis(started),
+            duration_ms: millis(begun.elapsed()),
             host: host(),
             seed: settings.seed,
-            scenarios: scenarios.collect(),
+            scenarios: all,
         },
         is_interrupted: shared.is_interrupted.load(Ordering::Acquire),
-    })
-    .map(|mut done| {
-        done.run.duration_ms = millis(begun.elapsed());
-        done
     })
 }
 

@@ -27,11 +27,12 @@ const FIELDS: [&str; 8] = [
 const REQUIRED: [&str; 3] = ["Cargo.toml", "LICENSE", "README.md"];
 
 /// Others that it may have, besides Rust sources in these folders.
-const ALLOWED: [&str; 4] = [
+const ALLOWED: [&str; 5] = [
     ".cargo_vcs_info.json",
     "Cargo.lock",
     "Cargo.toml.orig",
     "build.rs",
+    "scenario.schema.json",
 ];
 const FOLDERS: [&str; 4] = ["examples/", "init/", "src/", "tests/"];
 
@@ -129,7 +130,7 @@ fn wrong_files(package: &str, files: &[&str]) -> Vec<String> {
         in_folder
             && Path::new(file)
                 .extension()
-                .is_some_and(|extension| extension == "rs")
+                .is_some_and(|extension| extension == "rs" || extension == "css")
     };
     // An example may bring what its guest is made of.
     let is_known = |file: &str| {

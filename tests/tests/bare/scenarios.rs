@@ -86,6 +86,7 @@ pub(crate) fn all_that_must_fail_do_for_the_right_reason_and_the_others_pass() {
         .arg("--results")
         .arg(&repeated);
     again
+        .env("AMPOULE_TEST_SCRATCH", place.path())
         .env("AMPOULE_TEST_GUESTS", env!("GUESTS_DIR"))
         .env("PATH", with_ampoule());
     finish(again).expect_code(1);

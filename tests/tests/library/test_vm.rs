@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ampoule_tests::guests;
 use ampoule_vmm::ExitReason;
-use ampoule_vmm::config::VmConfig;
+use ampoule_vmm::config::{DiskConfig, VmConfig};
+use ampoule_vmm::fault::{BlockEffect, BlockFault, BlockOp, When};
 use ampoule_vmm::test::{HangKind, Pattern, TestError, TestVm};
 
 use crate::guest::config;
@@ -93,18 +94,48 @@ pub(crate) fn a_paused_guest_is_no_hang() {
     }
 }
 
+pub(crate) fn a_vmm_that_does_not_stop_when_it_is_told_to_is_stuck() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let config = VmConfig {
+        cmdline: Some("op=n first=1 slots=16".into()),
+        disk: vec![DiskConfig::new(image.path())],
+        ..config(guests::VIRTIO_BLOCK, 1)
+    };
+    let mut vm = TestVm::builder(config)
+        .faulty_disk("disk0")
+        .timeout(SHORT)
+        .boot()
+        .unwrap();
+    // A disk that takes its time keeps the thread that a pause waits for.
+    let disk = vm.disk_faults("disk0").unwrap().clone();
+    let late = BlockEffect::Delay(Duration::from_secs(10));
+    disk.set([BlockFault::new(BlockOp::Write, When::Every(1), late)]);
+    let outcome = vm.expect("nowhere");
+    // Another plan ends the delay.
+    disk.clear();
+    match outcome {
+        Err(TestError::Deadline { hang, .. }) => {
+            assert_eq!(hang.kind, HangKind::VmmStuck, "{hang}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 pub(crate) fn what_is_forbidden_fails_the_step_and_the_end() {
-    let mut vm = TestVm::boot(echoed("BUG: a test")).unwrap();
+    let mut vm = TestVm::boot(echoed("[    1.000000] BUG: a test")).unwrap();
     match vm.expect("nowhere") {
-        Err(TestError::Forbidden { found, .. }) => assert_eq!(found.text, "cmdline: BUG: a test"),
+        Err(TestError::Forbidden { found, .. }) => {
+            assert_eq!(found.text, "cmdline: [    1.000000] BUG: a test")
+        }
         other => panic!("{other:?}"),
     }
     // It comes after the last step, or with it.
-    let mut vm = TestVm::boot(echoed("BUG: a test")).unwrap();
+    let mut vm = TestVm::boot(echoed("[    1.000000] BUG: a test")).unwrap();
     vm.expect("cmdline").unwrap();
     assert!(matches!(vm.finish(), Err(TestError::Forbidden { .. })));
-    let allowed =
-        TestVm::builder(echoed("BUG: a test")).forbid(vec!["BUG:".into()], vec!["a test".into()]);
+    let allowed = TestVm::builder(echoed("[    1.000000] BUG: a test"))
+        .forbid(vec!["BUG:".into()], vec!["a test".into()]);
     let mut vm = allowed.boot().unwrap();
     vm.expect("modules: 0").unwrap();
     vm.finish().unwrap();

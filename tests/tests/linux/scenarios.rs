@@ -24,8 +24,7 @@ fn scenarios(path: &str) -> (Command, TempDir) {
             "AMPOULE_TEST_KERNELS",
             std::env::var_os(harness::KERNELS).unwrap_or_default(),
         )
-        .env("AMPOULE_TEST_INITRAMFS", initramfs())
-        .env("AMPOULE_TEST_SCRATCH", place.path());
+        .env("AMPOULE_TEST_INITRAMFS", initramfs());
     (command, place)
 }
 

@@ -71,7 +71,7 @@ pub(super) fn attempt(
     };
     let mut trouble = trouble;
     if let Some(course) = course {
-        let late = course.close(&mut attempt, trouble.is_none());
+        let late = course.close(&mut attempt, trouble.as_ref().map(|(_, it)| it.kind));
         trouble = trouble.or(late.map(|trouble| (None, trouble)));
     }
     if let Some((step, trouble)) = trouble {
@@ -645,25 +645,15 @@ impl Course<'_> {
     }
 
     /// Ends the VM, writes what is kept of it, and looks at what came after the last step.
-    fn close(mut self, attempt: &mut Attempt, passed: bool) -> Option<Trouble> {
-        let mut late = None;
-        let timeline = self.guest.vm.vm().clone();
-        if let Some(agent) = &mut self.guest.agent {
-            if timeline.exit_reason().is_none() {
-                let copies = self.scenario.run.as_ref().is_some_and(|run| {
-                    run.arguments
-                        .iter()
-                        .any(|word| word.starts_with("--copy-out"))
-                });
-                let not_copied = agent.finish(timeline.timeline(), copies && passed);
-                if let (Some(first), true) = (not_copied.first(), passed) {
-                    late = Some(Trouble::mismatch(format!(
-                        "cannot copy out of the guest: {first}"
-                    )));
-                }
-            }
-            keep(self.folder, "output.txt", &agent.output.text());
+    fn close(mut self, attempt: &mut Attempt, so_far: Option<FailureKind>) -> Option<Trouble> {
+        let passed = so_far.is_none();
+        if so_far == Some(FailureKind::VmmStuck) {
+            self.record(attempt);
+            // It would be waited for in vain. It ends with this process, which has nothing more to do.
+            std::mem::forget(self.guest);
+            return None;
         }
+        let mut late = self.leave_agent(passed);
         // The command's end is the machine's: what its kernel says of being stopped is nobody's fault.
         let finished = self.guest.vm.finish();
         if passed && late.is_none() {
@@ -676,6 +666,29 @@ impl Course<'_> {
         if let Some(found) = self.guest.vm.console().forbidden() {
             self.matched(&found, None);
         }
+        self.record(attempt);
+        late
+    }
+
+    /// Ends the guest's agent, where there is one; what could not be copied out of the guest is trouble, if all else is well.
+    fn leave_agent(&mut self, passed: bool) -> Option<Trouble> {
+        let vm = self.guest.vm.vm().clone();
+        let agent = self.guest.agent.as_mut()?;
+        keep(self.folder, "output.txt", &agent.output.text());
+        if vm.exit_reason().is_some() {
+            return None;
+        }
+        let copies = |word: &String| word.starts_with("--copy-out");
+        let run = self.scenario.run.as_ref();
+        let wants = passed && run.is_some_and(|run| run.arguments.iter().any(copies));
+        let not_copied = agent.finish(vm.timeline(), wants);
+        let first = not_copied.first().filter(|_| passed)?;
+        let message = format!("cannot copy out of the guest: {first}");
+        Some(Trouble::mismatch(message))
+    }
+
+    /// Writes down what is kept of the VM.
+    fn record(&mut self, attempt: &mut Attempt) {
         let vm = self.guest.vm.vm();
         attempt.end = vm.exit_reason().map(|reason| match reason {
             ExitReason::Stopped => "stopped when the test was over".into(),
@@ -687,20 +700,13 @@ impl Course<'_> {
             name: mark.name.into_owned(),
         });
         attempt.timeline = marks.collect();
-        attempt.matches = self.matches;
+        attempt.matches = std::mem::take(&mut self.matches);
         let json =
             |value: Result<String, serde_json::Error>| value.unwrap_or_default().into_bytes();
-        keep(
-            self.folder,
-            "timeline.json",
-            &json(serde_json::to_string_pretty(&attempt.timeline)),
-        );
-        keep(
-            self.folder,
-            "metrics.json",
-            &json(serde_json::to_string_pretty(&vm.metrics())),
-        );
-        late
+        let timeline = json(serde_json::to_string_pretty(&attempt.timeline));
+        keep(self.folder, "timeline.json", &timeline);
+        let metrics = json(serde_json::to_string_pretty(&vm.metrics()));
+        keep(self.folder, "metrics.json", &metrics);
     }
 }
 
