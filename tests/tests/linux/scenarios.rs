@@ -98,16 +98,10 @@ pub(crate) fn fifty_times_in_a_row() {
         .spawn()
         .unwrap();
     let (mut command, place) = scenarios("linux");
-    command.args([
-        "--filter",
-        "platform",
-        "--filter",
-        "files",
-        "--filter",
-        "restart",
-        "--filter",
-        "disk-fault",
-    ]);
+    // With one CPU each: two guests of two at once on an emulated host are more than its emulator bears (its kernel dies).
+    for name in ["files", "reboot", "disk-fault", "way=elf-pvh"] {
+        command.args(["--filter", name]);
+    }
     command.args(["--jobs", "2", "--repeat", "50"]);
     // It takes longer than any other test.
     let status = command.status();
