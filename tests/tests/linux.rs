@@ -163,6 +163,8 @@ fn main() -> ExitCode {
     let with_tools = ampoule_tests::tests! {
         command:
             servers_on_both_sides_are_reached;
+        scenarios:
+            servers_are_asked_through_published_ports;
         storage:
             the_guest_has_programs_of_this_machine
             fio_finds_what_it_wrote

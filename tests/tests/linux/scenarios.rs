@@ -7,9 +7,10 @@ use ampoule_tests::harness::{self, debian};
 use ampoule_tests::scenarios::{check, command, folder, results};
 use tempfile::TempDir;
 
-use crate::command::{as_users, kernel_of};
+use crate::command::{as_users, kernel_of, root};
 use crate::driver::{ampoule, finish};
 use crate::guest::initramfs;
+use crate::net_load::uplink;
 
 /// The scenarios of a file, or of a folder, and where their results go.
 fn scenarios(path: &str) -> (Command, TempDir) {
@@ -89,6 +90,25 @@ pub(crate) fn commands_in_images() {
     crate::user::user().inspect(|user| user.owns(place.path()));
     finish(command).expect_code(1);
     check(&results(&place.path().join("results")));
+}
+
+pub(crate) fn servers_are_asked_through_published_ports() {
+    uplink();
+    let (command, place) = scenarios("network");
+    let own = kernel_of("6.1");
+    let mut command = as_users("6.1", command);
+    command.env("AMPOULE_TEST_BOOT", own.parent().unwrap_or(Path::new("/")));
+    command.env("AMPOULE_TEST_ROOT", root());
+    command.env("AMPOULE_TEST_NAME", "somebody");
+    crate::user::user().inspect(|user| user.owns(place.path()));
+    finish(command).expect_code(0);
+    check(&results(&place.path().join("results")));
+    let page = std::fs::read_to_string(place.path().join("page.html"));
+    assert_eq!(
+        page.unwrap(),
+        "the page of somebody\n",
+        "the folder is the host's"
+    );
 }
 
 /// On a machine that is busy besides, as CI systems are.

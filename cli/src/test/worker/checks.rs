@@ -69,7 +69,7 @@ pub(super) fn http(
         if answered != status {
             return Err(format!("it answered with status {answered}, not {status}"));
         }
-        all(body, &bytes, "the answer")
+        all_or_excerpt(body, &bytes, "the answer")
     })
 }
 
@@ -97,7 +97,7 @@ pub(super) fn tcp(
         let mut bytes = Vec::new();
         let mut buffer = [0; 8192];
         loop {
-            let found = all(expect, &bytes, "the answer");
+            let found = all_or_excerpt(expect, &bytes, "the answer");
             // A forwarder of the host's takes connections for a guest that does not: only an answer proves that there is a server.
             if found.is_ok() && (!expect.is_empty() || !bytes.is_empty()) {
                 return found;
@@ -120,13 +120,22 @@ pub(super) fn tcp(
     })
 }
 
+/// The same as [`all`], for a text that is told nowhere else.
+pub(super) fn all_or_excerpt(
+    patterns: &[Wanted],
+    text: &[u8],
+    what: &str,
+) -> Result<Captured, String> {
+    all(patterns, text, what).map_err(|why| format!("{why}, {}", excerpt(text)))
+}
+
 /// Whether all patterns are in a text; what they capture.
 pub(super) fn all(patterns: &[Wanted], text: &[u8], what: &str) -> Result<Captured, String> {
     let mut captured = Vec::new();
     for pattern in patterns {
         match pattern.search(text) {
             Some(found) => captured.extend(found),
-            None => return Err(format!("{pattern} is not in {what}, {}", excerpt(text))),
+            None => return Err(format!("{pattern} is not in {what}")),
         }
     }
     Ok(captured)

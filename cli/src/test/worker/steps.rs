@@ -456,7 +456,7 @@ impl Course<'_> {
             }
             None => self.guest.vm.read_file(&path)?,
         };
-        checks::all(&expect, &content, &path).map_err(Trouble::mismatch)
+        checks::all_or_excerpt(&expect, &content, &path).map_err(Trouble::mismatch)
     }
 
     fn wait_exit(
