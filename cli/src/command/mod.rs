@@ -78,7 +78,7 @@ pub(crate) fn run(
         vm,
         mut job,
         copies,
-        overlay,
+        held,
     } = Plan::new(arguments, config.vm, &timeline, is_network_chosen)?;
     if arguments.tty {
         let (columns, rows) = terminal::size().unwrap_or((80, 24));
@@ -92,9 +92,16 @@ pub(crate) fn run(
         end => end.to_string(),
     };
     records.write(vm, &end, code)?;
-    // A temporary one is reached by a descriptor of it.
-    drop(overlay);
+    drop(held);
     Ok(code)
+}
+
+/// What a VM uses that goes, or may go, when nobody holds it.
+pub(crate) struct Held {
+    /// The image, which is not removed from the cache meanwhile.
+    _image: Option<Image>,
+    /// A disk for what the command writes. A temporary one is reached by a descriptor of it.
+    _overlay: Option<Overlay>,
 }
 
 /// What is to be booted for a command, and what its guest is told.
@@ -102,8 +109,8 @@ pub(crate) struct Plan {
     pub(crate) vm: VmConfig,
     pub(crate) job: Job,
     pub(crate) copies: Copies,
-    /// A disk for what the command writes, while it is held.
-    pub(crate) overlay: Option<Overlay>,
+    /// What has to be held as long as the VM runs.
+    pub(crate) held: Held,
 }
 
 impl Plan {
@@ -176,7 +183,10 @@ impl Plan {
             vm,
             job,
             copies,
-            overlay,
+            held: Held {
+                _image: image,
+                _overlay: overlay,
+            },
         })
     }
 }

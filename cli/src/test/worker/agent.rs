@@ -15,7 +15,7 @@ use ampoule_vmm::test::{Missed, TestVm, TextLog};
 use super::super::outcome::FailureKind;
 use super::guest::left;
 use super::trouble::Trouble;
-use crate::command::{PORT, Plan, phases};
+use crate::command::{Held, PORT, Plan, phases};
 use crate::report;
 
 /// The guest's port that the agent listens on.
@@ -40,7 +40,8 @@ pub(super) struct Agent {
     pub(super) output: TextLog,
     /// When the init had connected.
     connected: Instant,
-    _overlay: Option<ampoule_image::overlay::Overlay>,
+    /// As long as the VM runs.
+    _held: Held,
 }
 
 /// A session that runs on a thread of its own.
@@ -181,7 +182,7 @@ impl Agent {
             command: None,
             output: TextLog::default(),
             connected,
-            _overlay: plan.overlay,
+            _held: plan.held,
         };
         if has_command {
             agent.command = Some(agent.start_command()?);
