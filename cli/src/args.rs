@@ -20,6 +20,8 @@ use serde::de::value::Error as ValueError;
 
 #[cfg(feature = "image")]
 use crate::command::args::CommandArgs;
+#[cfg(feature = "test")]
+use crate::deferred::Deferred;
 #[cfg(feature = "image")]
 use crate::images::ImageArgs;
 use crate::net_arg::NetArg;
@@ -82,7 +84,8 @@ Examples:
   ampoule test --dry-run boot.toml
   ampoule test --schema > scenario.schema.json
 
-Exit status: 0 all passed; 1 some failed; 2 the scenarios are wrong, and none was run; 125 ampoule or the host failed.";
+Exit status: 0 all passed; 1 some failed; 2 the scenarios are wrong, and none was run; 125 ampoule or the host failed; \
+130 somebody interrupted it.";
 
 #[cfg(feature = "test")]
 const BISECT_EXAMPLES: &str = "\
@@ -143,11 +146,11 @@ pub(crate) enum Command {
     /// A scenario is a TOML file: the machine, what runs in it, and steps to do and to see. docs/scenarios.md is its reference.
     #[cfg(feature = "test")]
     #[command(after_help = TEST_EXAMPLES, max_term_width = 100)]
-    Test(Box<TestArgs>),
+    Test(Box<Deferred<TestArgs>>),
     /// Find the first of several kernels or images with which a scenario fails
     #[cfg(feature = "test")]
     #[command(after_help = BISECT_EXAMPLES, max_term_width = 100)]
-    Bisect(Box<BisectArgs>),
+    Bisect(Box<Deferred<BisectArgs>>),
     /// Tell what this host offers to guests, and what to do about the rest
     ///
     /// Tiny probe guests execute what Linux needs. Nothing on the host is changed. The exit status is 0 only where Linux
@@ -157,7 +160,7 @@ pub(crate) enum Command {
     /// One attempt at a scenario, for `ampoule test`
     #[cfg(feature = "test")]
     #[command(hide = true)]
-    TestWorker(WorkerArgs),
+    TestWorker(Deferred<WorkerArgs>),
     /// Print a completion script for a shell
     ///
     /// For instance: ampoule completions bash > ~/.local/share/bash-completion/completions/ampoule

@@ -11,6 +11,8 @@ mod boot_disk;
 #[cfg(feature = "image")]
 mod command;
 mod config_file;
+#[cfg(feature = "test")]
+mod deferred;
 mod disk_arg;
 mod doctor;
 #[cfg(not(test))]
@@ -74,12 +76,12 @@ fn dispatch(timeline: Timeline) -> Result<u8, Failure> {
         #[cfg(feature = "image")]
         Command::Image(args) => images::run(args),
         #[cfg(feature = "test")]
-        Command::Test(args) => test::run(*args),
+        Command::Test(args) => test::run(args.0),
         #[cfg(feature = "test")]
-        Command::Bisect(args) => test::bisect(*args),
+        Command::Bisect(args) => test::bisect(args.0),
         Command::Doctor(args) => doctor::doctor(&args).map_err(cannot_print),
         #[cfg(feature = "test")]
-        Command::TestWorker(args) => test::worker::run(&args, timeline),
+        Command::TestWorker(args) => test::worker::run(&args.0, timeline),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ampoule", &mut script);

@@ -115,8 +115,18 @@ impl SignalSet {
 
     /// Blocks the signals on this thread and on those that it starts from now on. Before it, a signal ends the process.
     pub(crate) fn block(&self) -> io::Result<()> {
+        self.mask(libc::SIG_BLOCK)
+    }
+
+    /// Has them end the process again, on this thread and on those that it starts from now on.
+    #[cfg(feature = "test")]
+    pub(crate) fn unblock(&self) -> io::Result<()> {
+        self.mask(libc::SIG_UNBLOCK)
+    }
+
+    fn mask(&self, how: c_int) -> io::Result<()> {
         // SAFETY: the set is initialised; the old mask is not asked for.
-        match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &self.0, std::ptr::null_mut()) } {
+        match unsafe { libc::pthread_sigmask(how, &self.0, std::ptr::null_mut()) } {
             0 => Ok(()),
             code => Err(io::Error::from_raw_os_error(code)),
         }

@@ -18,6 +18,7 @@ mod outcome;
 mod report;
 mod scenario;
 mod supervisor;
+mod words;
 pub(crate) mod worker;
 
 use std::fs;

@@ -3,8 +3,11 @@
 //! A worker process tells it in parts (`worker::Event`); the supervisor puts the parts together. All of it serialises: it is the JSON result.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::scenario::Step;
 
 /// A whole run of `ampoule test`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -181,6 +184,24 @@ pub(crate) enum StepState {
     Passed,
     Failed,
     NotReached,
+}
+
+impl StepResult {
+    /// Of a step that nobody has come to yet.
+    pub(crate) fn not_reached(step: &Step) -> Self {
+        Self {
+            title: step.title(),
+            line: step.line,
+            state: StepState::NotReached,
+            at_ms: 0,
+            duration_ms: 0,
+        }
+    }
+}
+
+/// A time as the results have it.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A mark of the timeline.

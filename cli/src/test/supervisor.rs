@@ -18,11 +18,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::outcome::{
     Attempt, FailureInfo, FailureKind, Happening, ScenarioResult, StepResult, StepState, TestRun,
-    Verdict,
+    Verdict, millis,
 };
 use super::scenario::Scenario;
+use super::words::quoted;
 use super::worker::{BEAT, Event};
 use crate::report::{self, Failure};
+use crate::signals::{SignalFd, SignalSet};
 
 /// A process that lives says so every half second.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -124,7 +126,7 @@ pub(super) fn run(
         total: scenarios.len(),
         jobs,
     });
-    let signals = Interrupts::block().map_err(cannot("wait for signals"))?;
+    let mut signals = Interrupts::block().map_err(cannot("wait for signals"))?;
     let mut results: Vec<Option<ScenarioResult>> = vec![None; scenarios.len()];
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
@@ -135,7 +137,7 @@ pub(super) fn run(
             })
             .collect();
         drop(sender);
-        hear(&receiver, &shared, &signals, &mut results, tell);
+        hear(&receiver, &shared, &mut signals, &mut results, tell);
         drop(workers);
     });
     let mut all = Vec::with_capacity(scenarios.len());
@@ -167,7 +169,7 @@ pub(super) fn run(
 fn hear(
     receiver: &Receiver<Told>,
     shared: &Shared<'_>,
-    signals: &Interrupts,
+    signals: &mut Interrupts,
     results: &mut [Option<ScenarioResult>],
     tell: &mut dyn FnMut(Happening<'_>),
 ) {
@@ -295,14 +297,6 @@ fn repeat(scenario: &Scenario, sets: &[String]) -> String {
     line + " --keep"
 }
 
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,+:@%".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
-}
-
 /// What is known of an attempt while its process runs.
 struct Watch<'a> {
     scenario: &'a Scenario,
@@ -327,17 +321,7 @@ fn attempt(shared: &Shared<'_>, index: usize, number: u32, sender: &Sender<Told>
         scenario,
         folder: &folder,
         begun: Instant::now(),
-        steps: scenario
-            .steps
-            .iter()
-            .map(|step| StepResult {
-                title: step.title(),
-                line: step.line,
-                state: StepState::NotReached,
-                at_ms: 0,
-                duration_ms: 0,
-            })
-            .collect(),
+        steps: scenario.steps.iter().map(StepResult::not_reached).collect(),
         step: None,
         late: Duration::ZERO,
     };
@@ -662,68 +646,41 @@ fn host() -> String {
     format!("Linux {}, {kvm}", read("/proc/sys/kernel/osrelease"))
 }
 
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn cannot(what: &'static str) -> impl Fn(io::Error) -> Failure {
     move |err| Failure::new(format!("cannot {what}: {}", report::io_text(&err)))
 }
 
-/// SIGINT and SIGTERM, asked for instead of ending the process.
-struct Interrupts(libc::sigset_t);
+/// SIGINT and SIGTERM, asked for instead of ending the process, as long as this is there.
+struct Interrupts {
+    set: SignalSet,
+    fd: SignalFd,
+}
 
 impl Interrupts {
     /// For this thread and those that it starts.
     fn block() -> io::Result<Self> {
-        // SAFETY: a signal set is plain data, which sigemptyset fills; the pointers are to a value of this frame.
-        let (set, result) = unsafe {
-            let mut set = std::mem::zeroed();
-            libc::sigemptyset(&mut set);
-            libc::sigaddset(&mut set, libc::SIGINT);
-            libc::sigaddset(&mut set, libc::SIGTERM);
-            (
-                set,
-                libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()),
-            )
-        };
-        match result {
-            0 => Ok(Self(set)),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        }
+        let set = SignalSet::of([libc::SIGINT, libc::SIGTERM]);
+        let fd = SignalFd::new(&set)?;
+        set.block()?;
+        Ok(Self { set, fd })
     }
 
     /// Whether one of them came.
-    fn came(&self) -> bool {
-        let now = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: the set and the time are valid; nothing is asked to be written.
-        unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &now) > 0 }
+    fn came(&mut self) -> bool {
+        self.fd.next().is_some()
     }
 }
 
 impl Drop for Interrupts {
     fn drop(&mut self) {
-        // SAFETY: as in `block`.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, std::ptr::null_mut());
-        }
+        // Whoever comes again means the process.
+        let _ = self.set.unblock();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
-        assert_eq!(quoted("a/b.toml"), "a/b.toml");
-        assert_eq!(quoted("boot[memory=1G]"), "'boot[memory=1G]'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-        assert_eq!(quoted(""), "''");
-    }
 
     #[test]
     fn a_folder_of_somebody_elses_is_left_alone() {

@@ -117,6 +117,20 @@ impl TextLog {
         self.shared.changed.notify_all();
     }
 
+    /// All of a stream, until it ends or fails, and then its end.
+    pub fn carry(&self, mut from: impl io::Read) {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => self.write(&buffer[..count]),
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        self.end();
+    }
+
     /// Nothing more comes.
     pub fn end(&self) {
         let state = &mut *lock(&self.shared.state);
@@ -326,20 +340,6 @@ impl State {
         let index = usize::try_from(place.saturating_sub(self.base)).unwrap_or(usize::MAX);
         index.min(self.text.len())
     }
-}
-
-/// Carries a stream to its end into a text.
-pub(super) fn carry(mut from: impl io::Read, log: &TextLog) {
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => log.write(&buffer[..count]),
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => break,
-        }
-    }
-    log.end();
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::hang::{self, Hang};
 use super::pattern::{Forbidding, Pattern};
 use super::shell::{CommandOutput, Shell, ShellError};
 use super::symbols::Symbols;
-use super::text_log::{Found, Missed, Place, TextLog, carry};
+use super::text_log::{Found, Missed, Place, TextLog};
 use crate::builder::VmBuilder;
 use crate::config::VmConfig;
 use crate::console_stream::ConsoleStream;
@@ -177,7 +177,7 @@ impl TestVmBuilder {
         })?;
         let (record, from) = (self.console.clone(), input.clone());
         let recorder = thread::Builder::new().name("console".into());
-        let recorder = recorder.spawn(move || carry(from, &record));
+        let recorder = recorder.spawn(move || record.carry(from));
         let recorder = recorder.map_err(|source| TestError::Host {
             what: "cannot start a thread",
             source,

@@ -39,6 +39,7 @@ pub(crate) use effective::to_toml;
 use matrix::MAX_CELLS;
 use merge::{Merger, merge};
 use reader::{Context, Fields};
+pub(crate) use run::{SOME_COMMAND, parse as run_arguments};
 use sources::{Complaints, Place, Sources, Table};
 use template::Values;
 pub(crate) use template::{fill, fill_pattern};

@@ -33,7 +33,7 @@ const OTHERS: [(&str, &str); 4] = [
 ];
 
 /// What stands in for a command where clap wants one.
-const SOME_COMMAND: &str = "true";
+pub(crate) const SOME_COMMAND: &str = "true";
 
 /// The flags about a command, without those that are refused.
 pub(super) fn definition() -> clap::Command {
@@ -118,7 +118,7 @@ pub(super) fn run(field: Option<Field<'_>>, context: &mut Context<'_>) -> Option
 }
 
 /// Has clap read the arguments of a scenario. What runs a directory of the host's wants a command: there is always one.
-pub(super) fn parse(spec: &RunSpec) -> Result<CommandArgs, clap::Error> {
+pub(crate) fn parse(spec: &RunSpec) -> Result<CommandArgs, clap::Error> {
     let mut line = vec!["run"];
     line.extend(spec.arguments.iter().map(String::as_str));
     line.push("--");

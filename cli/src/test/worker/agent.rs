@@ -202,7 +202,7 @@ impl Agent {
         };
         let (reader, writer) = std::io::pipe().map_err(host)?;
         let log = self.output.clone();
-        let carried = thread::spawn(move || carry(reader, &log));
+        let carried = thread::spawn(move || log.carry(reader));
         Session::start(move |commands| {
             let streams = Streams {
                 input: None,
@@ -333,14 +333,6 @@ fn why(end: Option<Result<&Outcome, &SessionError>>) -> Failed {
         Some(Err(err)) => Failed::Lost(report::chain(err)),
         None => Failed::Lost("the guest's agent ended".into()),
     }
-}
-
-fn carry(mut from: PipeReader, log: &TextLog) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
-        log.write(&buffer[..count]);
-    }
-    log.end();
 }
 
 fn host(err: std::io::Error) -> Failed {

@@ -7,14 +7,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ampoule_vmm::Timeline;
+use ampoule_vmm::config::VmConfig;
 use ampoule_vmm::test::{Pattern as Wanted, TestError, TestVm, TextLog};
-use clap::Parser;
 
+use super::super::format::{SOME_COMMAND, run_arguments};
 use super::super::outcome::FailureKind;
-use super::super::scenario::{Action, Pattern, Scenario};
+use super::super::scenario::{Action, Pattern, RunSpec, Scenario};
 use super::agent::Agent;
 use super::trouble::Trouble;
-use crate::args::{Cli, Command};
 use crate::command::Plan;
 use crate::folders::with_caches;
 use crate::report::{self, Failure};
@@ -84,26 +84,14 @@ impl Guest {
 }
 
 /// The plan of `ampoule run` with these arguments.
-fn make_plan(
-    spec: &super::super::scenario::RunSpec,
-    vm: ampoule_vmm::config::VmConfig,
-    timeline: &Timeline,
-) -> Result<Plan, Failure> {
-    let words = ["ampoule", "run", "--quiet"].map(String::from).into_iter();
-    // The image's own command is not run unless the scenario says so; some word has to be there.
-    let command = match &spec.command[..] {
-        [] => vec![String::from("true")],
-        words => words.to_vec(),
-    };
-    let words = words
-        .chain(spec.arguments.iter().cloned())
-        .chain([String::from("--")])
-        .chain(command);
-    let cli = Cli::try_parse_from(words).map_err(|err| Failure::new(err.to_string()))?;
-    let Command::Run(mut args) = cli.command else {
-        return Err(Failure::new("these are no arguments of ampoule run"));
-    };
-    let arguments = std::mem::take(&mut args.command);
+fn make_plan(spec: &RunSpec, vm: VmConfig, timeline: &Timeline) -> Result<Plan, Failure> {
+    let arguments = run_arguments(spec).map_err(|err| Failure::new(err.to_string()));
+    let mut arguments = arguments?;
+    arguments.quiet = true;
+    if arguments.command.is_empty() {
+        // The image's own command is not run unless the scenario says so; some word has to be there.
+        arguments.command.push(SOME_COMMAND.into());
+    }
     // A test has the networks that it asks for.
     let is_network_chosen = !vm.net.is_empty() || arguments.publish.is_empty();
     Plan::new(&arguments, vm, timeline, is_network_chosen)

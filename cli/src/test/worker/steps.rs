@@ -18,11 +18,13 @@ use ampoule_vmm::{ExitReason, StateError, Timeline, VmHandle};
 use super::super::format::{fill, fill_pattern};
 use super::super::outcome::{
     Attempt, ConsoleMatch, FailureInfo, FailureKind, StepResult, StepState, TimelineMark, Verdict,
+    millis,
 };
 use super::super::scenario::{
     Action, DiskEffect, DiskFault, DiskOp, EndKind, NetEffect, NetFault, Pattern, RunCommand,
-    Scenario, Step, Stream, When,
+    Scenario, Stream, When,
 };
+use super::super::words::quoted;
 use super::checks::{self, Captured};
 use super::guest::{Guest, left, one};
 use super::trouble::Trouble;
@@ -40,7 +42,7 @@ pub(super) fn attempt(
 ) -> Attempt {
     let begun = Instant::now();
     let end = begun + scenario.timeout.as_duration();
-    let mut steps: Vec<StepResult> = scenario.steps.iter().map(not_reached).collect();
+    let mut steps: Vec<StepResult> = scenario.steps.iter().map(StepResult::not_reached).collect();
     let mut course = None;
     let trouble = match Guest::boot(scenario, folder, timeline, end) {
         Err(trouble) => Some((None, trouble)),
@@ -92,20 +94,6 @@ pub(super) fn attempt(
     }
     attempt.duration_ms = millis(begun.elapsed());
     attempt
-}
-
-fn not_reached(step: &Step) -> StepResult {
-    StepResult {
-        title: step.title(),
-        line: step.line,
-        state: StepState::NotReached,
-        at_ms: 0,
-        duration_ms: 0,
-    }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An attempt whose VM is up.
@@ -708,10 +696,6 @@ impl Course<'_> {
         let metrics = json(serde_json::to_string_pretty(&vm.metrics()));
         keep(self.folder, "metrics.json", &metrics);
     }
-}
-
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 fn in_words(end: &End) -> String {
