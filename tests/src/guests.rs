@@ -14,6 +14,14 @@ macro_rules! guests {
 guests! {
     /// Walks the ACPI tables, prints their signatures, checks their sums, and prints `PASS`.
     ACPI_WALK = "acpi_walk";
+    /// `op=r|w|m size=BYTES depth=N batches=N …`, for any VMM: reads or writes a virtio disk by polled rings; `begin`, `end`, `PASS`.
+    BENCH_BLOCK = "bench_block";
+    /// `what=e|o|i|r|w count=N`, for any VMM: exits to it; `begin`, `end`, `tsc ` and the time in hexadecimal.
+    BENCH_EXITS = "bench_exits";
+    /// For any VMM: says `ready` and sleeps with interrupts off, for ever.
+    BENCH_IDLE = "bench_idle";
+    /// For any VMM: prints `!` and ends.
+    BENCH_START = "bench_start";
     /// Starts another vCPU, which crashes: `tN` by a triple fault, `iN` by an `int3`; N is its APIC ID.
     AP_CRASH = "ap_crash";
     /// Prints `cmdline: …`, `modules: N`, and `initrd at A size N sum N` (the sum of all bytes).
