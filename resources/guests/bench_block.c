@@ -53,7 +53,7 @@ static u64 random(void)
 static void set_up(u32 chains, u32 size, u64 op, int scattered, u64 span)
 {
     struct device device = find_device(ID_BLOCK);
-    negotiate(&device, 1 << 9); /* FLUSH: else the device may write through */
+    negotiate(&device, 1 << 9 | 1 << 5); /* FLUSH, else the device may write through; RO, of a read-only one */
     set_up_queue(&device, &queue, 0);
     if (chains * 3 > queue.size)
         fail("the device's queue is too short for this depth");

@@ -20,8 +20,12 @@ guests! {
     BENCH_EXITS = "bench_exits";
     /// For any VMM: says `ready` and sleeps with interrupts off, for ever.
     BENCH_IDLE = "bench_idle";
+    /// `op=s|r depth=N batches=N size=BYTES`, for any VMM: sends or receives frames by a network interface; `begin`, `end`, `PASS`.
+    BENCH_NET = "bench_net";
     /// For any VMM: prints `!` and ends.
     BENCH_START = "bench_start";
+    /// `op=s|r bytes=N size=BYTES depth=N`, for any VMM: streams bytes to or from port 1234 of the host; `begin`, `end`, `PASS`.
+    BENCH_VSOCK = "bench_vsock";
     /// Starts another vCPU, which crashes: `tN` by a triple fault, `iN` by an `int3`; N is its APIC ID.
     AP_CRASH = "ap_crash";
     /// Prints `cmdline: …`, `modules: N`, and `initrd at A size N sum N` (the sum of all bytes).
