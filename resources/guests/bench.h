@@ -11,7 +11,7 @@
  * neither page tables nor to know how it was entered. A guest in C runs in long mode, on its own page tables, from `guest`, with
  * the start info of PVH or the zero page of Linux.
  *
- * They lie at 2 MiB, because crosvm loads nothing below.
+ * They lie at 2 MiB, because crosvm loads nothing below. Nothing that an interrupt could reach is set up: all is polled.
  */
 #define COM1 0x3f8
 /* ACPI's sleep control register in Ampoule, Cloud Hypervisor and alioth: SLP_TYP 5 in bits 4:2, SLP_EN in bit 5. */
