@@ -5,6 +5,7 @@
 //! where it turns bad and cannot be told from a good one. Every descriptor is read once, into host memory; what a guest
 //! changes afterwards has no effect. A rule broken is a [`QueueError`]: the device then needs a reset.
 
+mod poll;
 mod takeover;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use vm_memory::{
     VolatileSlice,
 };
 
+use self::poll::Poll;
 use super::device::{ActivateError, GuestMemory, InterruptSource, VirtioInterrupt, WorkerError};
 use super::notification::Notification;
 
@@ -304,38 +306,6 @@ impl HeadSet {
     fn remove(&mut self, head: u16) {
         let (word, bit) = Self::place(head);
         self.0[word] &= !bit;
-    }
-}
-
-/// When to look for the next chain instead of asking to be told of it.
-///
-/// A notification costs the guest an exit and the host a wake-up: tens of microseconds, in which a driver that waits for one
-/// request at a time could have had several. So a queue whose chains follow one another closely is watched for a moment after
-/// each; one whose driver takes its time is not, and costs nothing.
-#[derive(Debug, Default)]
-struct Poll {
-    /// How long to watch; zero for never.
-    window: Duration,
-    /// Since when the driver has been asked to notify.
-    asked: Option<Instant>,
-    /// Whether chains have come closely.
-    busy: bool,
-}
-
-impl Poll {
-    /// Gaps of as many windows are short: most of a gap is the notification itself.
-    const CLOSE: u32 = 8;
-
-    /// A notification has come.
-    fn woken(&mut self) {
-        if let Some(asked) = self.asked.take() {
-            self.busy = asked.elapsed() < self.window * Self::CLOSE;
-        }
-    }
-
-    /// The driver is to notify from now on.
-    fn ask(&mut self) {
-        self.asked = (!self.window.is_zero()).then(Instant::now);
     }
 }
 
@@ -666,10 +636,11 @@ impl ActiveQueue {
                 .avail_idx(&self.memory, Ordering::Acquire)
                 .map_err(|err| self.broken(QueueError::Ring(err.to_string())))?;
             if available.0 != self.queue.next_avail() || or_else() {
+                self.poll.hit();
                 return Ok(true);
             }
             if start.elapsed() >= self.poll.window {
-                self.poll.busy = false;
+                self.poll.missed();
                 return Ok(false);
             }
             std::hint::spin_loop();
