@@ -96,6 +96,9 @@ pub const COUNT: u64 = 2 << 20;
 /// The floor of a start: a C program that makes a VM, a vCPU and 128 MiB of memory, and runs one instruction.
 pub const FLOOR: &str = concat!(env!("GUESTS_DIR"), "/floor");
 
+/// A program for Linux guests that talks by AF_VSOCK.
+pub const VSOCK_ECHO: &str = concat!(env!("GUESTS_DIR"), "/vsock_echo");
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,8 @@
  * vsock_echo listen PORT        accepts one connection and sends back what comes, until the other side has sent all
  * vsock_echo connect PORT LEN   connects to the host, sends LEN bytes of a pattern, reads as many back and compares
  * vsock_echo zerocopy PORT LEN  the same, and each packet is sent from where its pages lie
+ * vsock_echo send PORT LEN      connects to the host, sends LEN bytes, and waits until it has closed the connection
+ * vsock_echo receive PORT LEN   connects to the host, and reads until it has closed the connection, which must be LEN bytes
  * vsock_echo many PORT COUNT    opens that many connections to the host at once and says how many there were
  */
 #include <stdio.h>
@@ -112,17 +114,58 @@ static void send_copies(int fd, size_t len)
 	}
 }
 
+static int connected(const char *port)
+{
+	struct sockaddr_vm there = address(VMADDR_CID_HOST, port);
+	int fd = stream();
+
+	if (connect(fd, (struct sockaddr *)&there, sizeof(there)) < 0)
+		fail("connect");
+	return fd;
+}
+
+/* What is sent is of no matter: nothing is spent on making or looking at it. */
+static void send_one_way(const char *port, size_t len)
+{
+	int fd = connected(port);
+	size_t at, part;
+
+	for (at = 0; at < len; at += part) {
+		part = len - at < sizeof(buffer) ? len - at : sizeof(buffer);
+		write_all(fd, buffer, part);
+	}
+	if (shutdown(fd, SHUT_WR) < 0)
+		fail("shutdown");
+	while (read(fd, buffer, sizeof(buffer)) > 0)
+		;
+	puts("vsock sent");
+}
+
+static void receive_one_way(const char *port, size_t len)
+{
+	int fd = connected(port);
+	size_t at = 0;
+	ssize_t count;
+
+	while ((count = read(fd, buffer, sizeof(buffer))) > 0)
+		at += count;
+	if (count < 0)
+		fail("read");
+	if (at != len) {
+		printf("%zu bytes came\n", at);
+		exit(1);
+	}
+	puts("vsock received");
+}
+
 /* One process sends, one receives: neither waits for the other's buffers. */
 static void transfer(const char *port, size_t len, void (*send_all)(int, size_t))
 {
-	struct sockaddr_vm there = address(VMADDR_CID_HOST, port);
-	int fd = stream(), status;
+	int fd = connected(port), status;
 	size_t at = 0, i;
 	ssize_t count;
 	pid_t child;
 
-	if (connect(fd, (struct sockaddr *)&there, sizeof(there)) < 0)
-		fail("connect");
 	child = fork();
 	if (child < 0)
 		fail("fork");
@@ -168,6 +211,10 @@ int main(int argc, char **argv)
 		transfer(argv[2], strtoul(argv[3], NULL, 10), send_copies);
 	else if (argc == 4 && !strcmp(argv[1], "zerocopy"))
 		transfer(argv[2], strtoul(argv[3], NULL, 10), send_pages);
+	else if (argc == 4 && !strcmp(argv[1], "send"))
+		send_one_way(argv[2], strtoul(argv[3], NULL, 10));
+	else if (argc == 4 && !strcmp(argv[1], "receive"))
+		receive_one_way(argv[2], strtoul(argv[3], NULL, 10));
 	else if (argc == 4 && !strcmp(argv[1], "many"))
 		many(argv[2], atoi(argv[3]));
 	else

@@ -1,11 +1,13 @@
 //! The machine that all VMMs are asked for: what a guest needs, in terms that none of them owns.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 
 /// A virtual machine. What is not named here, it does not have, as far as the VMM allows.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
-    /// An ELF file: a bare guest of the bench's or a `vmlinux`.
+    /// A bare guest of the bench's, which is an ELF file, a `vmlinux`, which is one, too, or a `vmlinuz`.
     pub kernel: PathBuf,
     /// Says at once that the guest is a Linux kernel, which wants more of the platform than a bare guest.
     pub initrd: Option<PathBuf>,
@@ -61,6 +63,15 @@ impl Machine {
             vsock: false,
             rng: false,
         }
+    }
+}
+
+impl Machine {
+    /// Whether the kernel is an ELF file; else it is a bzImage.
+    pub(crate) fn has_elf_kernel(&self) -> bool {
+        let mut magic = [0; 4];
+        let read = File::open(&self.kernel).and_then(|mut file| file.read_exact(&mut magic));
+        read.is_ok() && magic == *b"\x7fELF"
     }
 }
 

@@ -134,15 +134,15 @@ enum Command {
         #[arg(long)]
         bless: bool,
     },
-    /// Measure a Linux guest under Ampoule beside the same one under QEMU's microvm: disk and network
+    /// Measure what Ampoule costs, beside QEMU's microvm, alioth, and other VMMs that are on PATH
     ///
-    /// In turns, where a KVM can run Linux guests: here, or in a lab host with one processor. Ends with a table of medians and ratios.
+    /// Bare guests run on this machine's own KVM, Linux guests where a KVM can run them: here, or in a lab host with one processor.
+    /// All are measured in turns. Ends with a table of medians and ratios; results.json and report.html hold all of it.
     Bench {
         #[command(flatten)]
+        arguments: bench::BenchArgs,
+        #[command(flatten)]
         host: HostArgs,
-        /// What the bench itself takes: --runs N, --seconds N
-        #[arg(last = true, value_name = "ARG")]
-        arguments: Vec<OsString>,
     },
     /// What `cargo lab up` leaves behind
     #[command(hide = true)]
@@ -244,11 +244,11 @@ fn run(command: Command) -> Result<i32> {
             Ok(i32::from(!suite::run(&project, &plan)?))
         }
         Command::Api { bless } => Ok(i32::from(!api::check(&project, bless)?)),
-        Command::Bench { host, arguments } => {
+        Command::Bench { arguments, host } => {
             let mut config = host.config()?;
             // In one with two, guests of QEMU's died of a triple fault in the middle of half of the boots.
             config.cpus = host.smp.unwrap_or(1);
-            bench::bench(&project, &packages, &config, arguments)
+            bench::bench(&project, &packages, &config, &arguments)
         }
         Command::Fuzz {
             targets,

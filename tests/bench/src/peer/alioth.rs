@@ -35,7 +35,13 @@ impl Vmm for Alioth {
         }
         let mut command = Command::new(&self.0);
         command.arg("boot");
-        command.arg("--pvh").arg(&machine.kernel);
+        // By the 64-bit protocol, or by PVH.
+        let kernel = if machine.has_elf_kernel() {
+            "--pvh"
+        } else {
+            "--kernel"
+        };
+        command.arg(kernel).arg(&machine.kernel);
         command.args(["--cmdline", &machine.cmdline]);
         command.args(["--memory", &format!("size={}M", machine.memory_mib)]);
         command.args(["--cpu", &format!("count={}", machine.cpus)]);

@@ -21,7 +21,15 @@ impl Vmm for Firecracker {
         &self.0
     }
 
+    fn linux(&self) -> &'static str {
+        // It has no ACPI power-off; the keyboard controller's reset ends it.
+        "console=ttyS0 reboot=k panic=-1 quiet bench.end=reboot"
+    }
+
     fn launch(&self, machine: &Machine, place: &Path) -> Result<Launch, Unable> {
+        if !machine.has_elf_kernel() {
+            return Err(Unable("it takes kernels as ELF files only".into()));
+        }
         let socket = machine.vsock.then(|| place.join("vsock"));
         let config = config(machine, socket.as_deref())?;
         let file = place.join("firecracker.json");

@@ -29,6 +29,11 @@ pub(crate) trait Vmm {
     fn version(&self) -> Result<String> {
         version(self.binary(), "--version")
     }
+    /// What a Linux guest is told on its command line, besides what it is to do: where its console is, how it ends (`bench.end`, of
+    /// the bench's init), and that a panic is no reason to wait.
+    fn linux(&self) -> &'static str {
+        "console=ttyS0 reboot=t panic=-1 quiet bench.end=poweroff"
+    }
     /// What runs the machine. The command's standard input is set; its standard output carries the guest's COM1 and nothing else;
     /// the VMM's own messages go to standard error. `place` is an empty folder for its files and sockets.
     fn launch(&self, machine: &Machine, place: &Path) -> Result<Launch, Unable>;

@@ -1,0 +1,54 @@
+//! What bare guests show, on any KVM: the machine's own, one in software included.
+
+mod block;
+mod density;
+mod exits;
+mod growth;
+mod idle;
+mod memory;
+mod net;
+mod pause;
+mod start;
+pub(crate) mod tap;
+mod vsock;
+
+use crate::bench::Bench;
+use crate::progress;
+use crate::results::Results;
+
+/// The name of this part.
+const PART: &str = "bare";
+
+/// Measures something, and adds it to the results.
+pub(crate) type Measurement = fn(&Bench, &mut Results) -> anyhow::Result<()>;
+
+/// All of them, in the order in which one reads of them.
+const ALL: [(&str, &str, Measurement); 11] = [
+    ("start", "start to exit", start::measure),
+    ("growth", "start by the machine's size", growth::measure),
+    ("exits", "what an exit costs", exits::measure),
+    (
+        "memory",
+        "memory of the VMM, and its size on disk",
+        memory::measure,
+    ),
+    ("idle", "what an idle VM costs", idle::measure),
+    ("block", "disks", block::measure),
+    ("block-calls", "system calls of disks", block::measure_calls),
+    ("net", "network", net::measure),
+    ("vsock", "sockets between guest and host", vsock::measure),
+    ("pause", "pause and resume", pause::measure),
+    ("density", "many VMs", density::measure),
+];
+
+/// Measures what the plan wants. What fails as a whole is noted.
+pub(crate) fn bare(bench: &Bench, results: &mut Results) {
+    for (group, title, measure) in ALL {
+        if bench.wants(group) {
+            progress::group(title);
+            if let Err(err) = measure(bench, results) {
+                results.note(format!("{group}: {err:#}"));
+            }
+        }
+    }
+}
