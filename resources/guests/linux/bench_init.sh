@@ -21,7 +21,7 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/shm
 mount -t tmpfs shm /dev/shm
 for module in $(cat /lib/order); do
-    insmod /lib/$module.ko || echo "bench cannot load $module"
+    insmod /lib/$module.ko || { echo "FAIL cannot load $module"; end; }
 done
 
 # The disk of programs is the one that has a file system; what is left is the one to be measured.
@@ -31,10 +31,11 @@ done
 for disk in /dev/vda /dev/vdb; do
     if [ -b $disk ] && [ $disk != "$tools" ]; then measured=$disk; fi
 done
+if [ "$what" != vsock ] && [ -z "$tools" ]; then echo "FAIL no disk of programs"; end; fi
 
-# bench.seconds=N
+# bench.seconds=N bench.loads=OPERATION:SIZE:DEPTH,...
 disk() {
-    for load in randread:4k:1 randread:4k:32 randwrite:4k:1 randwrite:4k:32 read:64k:32; do
+    for load in $(echo $loads | tr , ' '); do
         IFS=: read rw size depth <<END
 $load
 END

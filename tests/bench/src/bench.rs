@@ -73,17 +73,32 @@ impl Bench {
             .context("ampoule is not there: build it, or name it by AMPOULE_BIN")
     }
 
-    /// So many rounds, a third of them where it is to be quick.
+    /// So many rounds, a quarter of them where it is to be quick, but enough for a comparison to say something.
     pub(crate) fn rounds(&self, count: usize) -> Rounds {
+        const FEWEST: usize = 4;
         let (count, seconds) = match (self.plan.rounds, self.plan.quick) {
             (Some(count), _) => (count, 3600),
             (None, false) => (count, 120),
-            (None, true) => ((count / 3).max(3), 6),
+            (None, true) => (count.min((count / 4).max(FEWEST)), 6),
         };
         Rounds {
             count,
             warm_up: 1,
             time: Duration::from_secs(seconds),
+        }
+    }
+
+    /// The same of what takes seconds each time: `few` where it is to be quick, and none for warming up.
+    pub(crate) fn slow_rounds(&self, count: usize, few: usize) -> Rounds {
+        let count = match (self.plan.rounds, self.plan.quick) {
+            (Some(count), _) => count,
+            (None, false) => count,
+            (None, true) => few,
+        };
+        Rounds {
+            count,
+            warm_up: 0,
+            time: Duration::MAX,
         }
     }
 

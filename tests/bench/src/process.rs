@@ -1,6 +1,6 @@
 //! A VMM as a process: started, listened to, waited for with what it has used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::mem::MaybeUninit;
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::peer::Launch;
+use crate::peer::{Launch, Terminal};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The same of one that boots Linux, maybe on an emulated host, and works there.
 pub(crate) const LINUX_PATIENCE: Duration = Duration::from_secs(300);
 
+/// So many lines are told of what failed.
+const LINES_KEPT: usize = 4;
+
 /// A running VMM; killed where nobody waits for it.
 pub(crate) struct Running {
     child: Child,
@@ -30,6 +33,8 @@ pub(crate) struct Running {
     errors: File,
     name: String,
     reaped: bool,
+    /// The guest's last lines.
+    said: VecDeque<String>,
     /// The status of one that ends well.
     well: i32,
     _held: Option<OwnedFd>,
@@ -47,9 +52,24 @@ pub(crate) struct Ended {
 impl Running {
     /// Starts a VMM.
     pub(crate) fn launch(launch: Launch) -> Result<Self> {
-        let mut running = Self::spawn(launch.command)?;
+        let Launch {
+            mut command,
+            terminal,
+            ..
+        } = launch;
+        let held = match terminal {
+            Some(Terminal { ours, its }) => {
+                command.stdin(its);
+                Some(ours)
+            }
+            None => {
+                command.stdin(Stdio::null());
+                None
+            }
+        };
+        let mut running = Self::spawn(command)?;
         running.well = launch.status;
-        running._held = launch.held;
+        running._held = held;
         Ok(running)
     }
 
@@ -76,6 +96,7 @@ impl Running {
             errors,
             name,
             reaped: false,
+            said: VecDeque::new(),
             well: 0,
             _held: None,
         })
@@ -98,7 +119,12 @@ impl Running {
         if output.read_until(b'\n', &mut line)? == 0 {
             return Ok(None);
         }
-        Ok(Some(String::from_utf8_lossy(&line).trim().to_owned()))
+        let line = String::from_utf8_lossy(&line).trim().to_owned();
+        if self.said.len() == LINES_KEPT {
+            self.said.pop_front();
+        }
+        self.said.push_back(line.clone());
+        Ok(Some(line))
     }
 
     /// Reads lines until this one.
@@ -140,22 +166,34 @@ impl Running {
         }
     }
 
-    /// What went wrong, with what it said itself.
-    fn complaint(&mut self, what: &str) -> anyhow::Error {
+    /// What went wrong, with what it said itself, and its guest.
+    pub(crate) fn complaint(&mut self, what: &str) -> anyhow::Error {
         let mut said = String::new();
         let read = self
             .errors
             .rewind()
             .and_then(|()| self.errors.read_to_string(&mut said));
-        let said = said.trim();
-        match read {
-            Ok(_) if !said.is_empty() => {
-                let last: Vec<&str> = said.lines().rev().take(3).collect();
-                let last: Vec<&str> = last.into_iter().rev().collect();
-                anyhow::anyhow!("{}: {what}: {}", self.name, last.join(" / "))
+        let mut text = format!("{}: {what}", self.name);
+        for (who, said) in [("it said", said), ("its guest", self.said())] {
+            let lines: Vec<&str> = said
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .collect();
+            let last = &lines[lines.len().saturating_sub(LINES_KEPT)..];
+            if !last.is_empty() {
+                text.push_str(&format!("; {who}: {}", last.join(" / ")));
             }
-            _ => anyhow::anyhow!("{}: {what}", self.name),
         }
+        if let Err(err) = read {
+            text.push_str(&format!("; what it said is lost: {err}"));
+        }
+        anyhow::anyhow!(text)
+    }
+
+    fn said(&self) -> String {
+        self.said
+            .iter()
+            .fold(String::new(), |all, line| all + line + "\n")
     }
 
     /// Waits for its end; an error where it does not end well.

@@ -31,8 +31,8 @@ const INIT: &str = include_str!("../../../../resources/guests/linux/bench_init.s
 
 /// What it loads, in this order: virtio by MMIO and by PCI, and its devices.
 const MODULES: &[&str] = &[
-    "virtio",
     "virtio_ring",
+    "virtio",
     "virtio_mmio",
     "virtio_pci_modern_dev",
     "virtio_pci_legacy_dev",

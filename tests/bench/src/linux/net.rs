@@ -1,9 +1,11 @@
 //! iperf3(1) between guest and host, over a tap.
 
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ampoule_tests::harness::tools;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{PART, machine};
@@ -12,10 +14,11 @@ use crate::machine::{Disk, Machine};
 use crate::measure::tap::{Tap, ip};
 use crate::peer::Vmm;
 use crate::results::{Results, Target, more};
-use crate::rounds::Rounds;
 
 const GROUP: &str = "iperf3";
 const ROUNDS: usize = 5;
+/// How long a server may take until it listens.
+const LISTENING: Duration = Duration::from_secs(30);
 
 pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
     let tap = Tap::new()?;
@@ -43,35 +46,38 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         Ok(values)
     };
     let entrants = bench.entrants(results, GROUP, &machine, iperf3);
-    let rounds = Rounds {
-        warm_up: 0,
-        ..bench.rounds(ROUNDS)
-    };
+    let rounds = bench.slow_rounds(ROUNDS, 1);
     results.measure(PART, GROUP, rounds, kinds.to_vec(), entrants);
     Ok(())
 }
 
-/// Mbit/s as the receiver counts them.
+/// Mbit/s as the receiver counts them. The guest's server may need a moment until it listens.
 fn client(reverse: bool, seconds: &str) -> Result<f64> {
+    let deadline = Instant::now() + LISTENING;
+    loop {
+        let result = iperf3(reverse, seconds)?;
+        let refused = result["error"]
+            .as_str()
+            .is_some_and(|text| text.contains("refused"));
+        if refused && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(100));
+            continue;
+        }
+        let rate = result["end"]["sum_received"]["bits_per_second"].as_f64();
+        return Ok(
+            rate.with_context(|| format!("iperf3 counted nothing: {}", result["error"]))? / 1e6,
+        );
+    }
+}
+
+fn iperf3(reverse: bool, seconds: &str) -> Result<Value> {
     let mut command = Command::new("iperf3");
-    command.args([
-        "-c",
-        "10.84.0.2",
-        "-J",
-        "-O",
-        "1",
-        "-t",
-        seconds,
-        "--connect-timeout",
-        "10000",
-    ]);
+    command.args(["-c", "10.84.0.2", "-J", "-O", "1", "-t", seconds]);
+    command.args(["--connect-timeout", "10000"]);
     if reverse {
         command.arg("-R");
     }
     let output = command.stdin(Stdio::null()).output();
     let output = output.context("cannot run iperf3 (Debian: apt-get install iperf3)")?;
-    let result: Value = serde_json::from_slice(&output.stdout).context("iperf3 says no JSON")?;
-    ensure!(output.status.success(), "iperf3: {}", result["error"]);
-    let rate = result["end"]["sum_received"]["bits_per_second"].as_f64();
-    Ok(rate.context("iperf3 counted nothing")? / 1e6)
+    serde_json::from_slice(&output.stdout).context("iperf3 says no JSON")
 }

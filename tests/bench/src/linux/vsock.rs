@@ -12,7 +12,6 @@ use crate::bench::Bench;
 use crate::machine::Machine;
 use crate::peer::{Vmm, Vsock};
 use crate::results::{Results, Target, more};
-use crate::rounds::Rounds;
 
 const GROUP: &str = "vsock";
 const ROUNDS: usize = 5;
@@ -48,10 +47,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         Ok(values)
     };
     let entrants = bench.entrants(results, GROUP, &machine, stream);
-    let rounds = Rounds {
-        warm_up: 0,
-        ..bench.rounds(ROUNDS)
-    };
+    let rounds = bench.slow_rounds(ROUNDS, 1);
     results.measure(PART, GROUP, rounds, kinds.to_vec(), entrants);
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::bench::{Bench, role, under};
 use crate::machine::{Disk, Engine, Machine};
 use crate::peer::Vmm;
 use crate::results::{Kind, Results, Role, Target, less, more};
-use crate::rounds::{Entrant, Rounds};
+use crate::rounds::Entrant;
 
 const GROUP: &str = "block";
 const ROUNDS: usize = 5;
@@ -332,10 +332,7 @@ pub(crate) fn measure_calls(bench: &Bench, results: &mut Results) -> Result<()> 
         } else {
             kind.target(Target::AtMost(0.15))
         };
-        let rounds = Rounds {
-            warm_up: 0,
-            ..bench.rounds(3)
-        };
+        let rounds = bench.slow_rounds(3, 1);
         results.measure(
             PART,
             GROUP,

@@ -44,10 +44,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         Ok(vec![switches as f64, crate::bench::millis(cpu)])
     };
     let entrants = bench.entrants(results, GROUP, &machine, watch);
-    let rounds = crate::rounds::Rounds {
-        warm_up: 0,
-        ..bench.rounds(ROUNDS)
-    };
+    let rounds = bench.slow_rounds(ROUNDS, 1);
     results.measure(PART, GROUP, rounds, kinds, entrants);
     Ok(())
 }

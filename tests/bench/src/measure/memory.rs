@@ -12,6 +12,7 @@ use crate::bench::Bench;
 use crate::machine::Machine;
 use crate::peer::Vmm;
 use crate::results::{Results, Target, less};
+use crate::rounds::Rounds;
 use crate::smaps;
 
 const GROUP: &str = "memory";
@@ -20,7 +21,7 @@ const ROUNDS: usize = 5;
 const SETTLE: Duration = Duration::from_millis(500);
 
 pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
-    let rounds = bench.rounds(ROUNDS);
+    let rounds = bench.slow_rounds(ROUNDS, 1);
     for (what, at, machine) in growth::machines(bench, guests::BENCH_IDLE)? {
         let at = f64::from(at);
         let mut pss = less("PSS without guest RAM", "MB")
@@ -36,11 +37,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         let entrants = bench.entrants(results, GROUP, &machine, idle);
         results.measure(PART, GROUP, rounds, kinds, entrants);
     }
-    let once = crate::rounds::Rounds {
-        count: 1,
-        warm_up: 0,
-        ..rounds
-    };
+    let once = Rounds { count: 1, ..rounds };
     let machine = Machine::new(guests::BENCH_IDLE);
     let kinds = vec![
         less("the program", "MB").target(Target::AtMost(10.0)),

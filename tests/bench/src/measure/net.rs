@@ -14,7 +14,7 @@ use crate::bench::Bench;
 use crate::machine::Machine;
 use crate::peer::Vmm;
 use crate::results::{Results, Role, Target, less, more};
-use crate::rounds::{Entrant, Rounds};
+use crate::rounds::Entrant;
 
 const GROUP: &str = "net";
 const ROUNDS: usize = 5;
@@ -57,16 +57,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         let kinds = vec![
             less(format!("system calls a frame of {size} bytes"), "").target(Target::Peers(1.0)),
         ];
-        results.measure(
-            PART,
-            GROUP,
-            Rounds {
-                warm_up: 0,
-                ..bench.rounds(3)
-            },
-            kinds,
-            entrants,
-        );
+        results.measure(PART, GROUP, bench.slow_rounds(3, 1), kinds, entrants);
     }
     Ok(())
 }

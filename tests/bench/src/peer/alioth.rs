@@ -2,17 +2,15 @@
 //! told to use io_uring.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use super::{Launch, MAC, Unable, Vmm, pair};
+use super::{Launch, MAC, Terminal, Unable, Vmm, pair};
 use crate::machine::{Engine, Machine};
 
 pub(super) struct Alioth(pub(super) PathBuf);
@@ -69,16 +67,14 @@ impl Vmm for Alioth {
             let keys = format!("tap,if={tap},mac={MAC},mtu=1500");
             command.args(["--net", &keys]);
         }
-        let (ours, its) = terminal()?;
         let mut launch = Launch::new(command);
-        launch.command.stdin(Stdio::from(its));
-        launch.held = Some(ours);
+        launch.terminal = Some(terminal()?);
         Ok(launch)
     }
 }
 
 /// Both sides of a pseudo-terminal: it does not start without one as its standard input.
-fn terminal() -> Result<(OwnedFd, File)> {
+fn terminal() -> Result<Terminal> {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
         .context("cannot make a pseudo-terminal")?;
     grantpt(&ours)?;
@@ -88,5 +84,5 @@ fn terminal() -> Result<(OwnedFd, File)> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let its = rustix::fs::open(path, flags, Mode::empty())
         .with_context(|| format!("cannot open {}", path.display()))?;
-    Ok((ours, File::from(its)))
+    Ok(Terminal { ours, its })
 }

@@ -34,7 +34,7 @@ pub(crate) trait Vmm {
     fn linux(&self) -> &'static str {
         "console=ttyS0 reboot=t panic=-1 quiet bench.end=poweroff"
     }
-    /// What runs the machine. The command's standard input is set; its standard output carries the guest's COM1 and nothing else;
+    /// What runs the machine. The command's standard output carries the guest's COM1 and nothing else;
     /// the VMM's own messages go to standard error. `place` is an empty folder for its files and sockets.
     fn launch(&self, machine: &Machine, place: &Path) -> Result<Launch, Unable>;
 }
@@ -47,8 +47,15 @@ pub(crate) struct Launch {
     pub vsock: Option<Vsock>,
     /// The status that it ends with when the guest has ended well.
     pub status: i32,
-    /// What has to stay open as long as it runs: the other side of its terminal.
-    pub held: Option<OwnedFd>,
+    /// Where it has to have a terminal as its standard input: both sides. The other one stays open as long as it runs.
+    pub terminal: Option<Terminal>,
+}
+
+/// Both sides of a pseudo-terminal.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    pub ours: OwnedFd,
+    pub its: OwnedFd,
 }
 
 /// How programs of the host reach a guest's sockets, and it theirs.
@@ -83,13 +90,12 @@ impl From<anyhow::Error> for Unable {
 
 impl Launch {
     /// Of a VMM that needs nothing on its standard input.
-    fn new(mut command: Command) -> Self {
-        command.stdin(Stdio::null());
+    fn new(command: Command) -> Self {
         Self {
             command,
             vsock: None,
             status: 0,
-            held: None,
+            terminal: None,
         }
     }
 }

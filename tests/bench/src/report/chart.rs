@@ -37,10 +37,10 @@ pub(crate) const COLOURS: usize = 10;
 
 /// A bar for each, with a line for the range of eight values of ten.
 pub(crate) fn bars(figure: &Figure, palette: &Palette) -> Markup {
-    let rows: Vec<(&str, Summary)> = figure
-        .series
+    let everybody = everybody([figure]);
+    let rows: Vec<(&str, Summary)> = everybody
         .iter()
-        .filter_map(|series| Some((series.who.as_str(), Summary::of(&series.values)?)))
+        .filter_map(|(who, _)| Some((who.as_str(), Summary::of(&figure.of(who)?.values)?)))
         .collect();
     let most = rows
         .iter()
@@ -89,7 +89,7 @@ pub(crate) fn lines(growth: &Growth<'_>, palette: &Palette) -> Markup {
     let everybody = everybody(figures.iter().copied());
     let most = everybody.iter().flat_map(|(who, _)| summaries(who));
     let most = most.map(|(_, summary)| summary.p90).fold(0.0, f64::max);
-    let most = if most > 0.0 { most } else { 1.0 };
+    let most = round_up(most);
     let y = |value: f64| HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value.max(0.0) / most;
     html! {
         svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(figures[0].name) {
@@ -117,6 +117,17 @@ pub(crate) fn lines(growth: &Growth<'_>, palette: &Palette) -> Markup {
             }
         }
     }
+}
+
+/// A number not much above this one that is easily divided by four.
+fn round_up(value: f64) -> f64 {
+    if value <= 0.0 {
+        return 1.0;
+    }
+    let decade = 10_f64.powf(value.log10().floor());
+    let steps = [1.0, 1.2, 1.6, 2.0, 2.4, 3.2, 4.0, 5.0, 6.0, 8.0, 10.0];
+    let step = steps.iter().find(|step| **step * decade >= value);
+    step.unwrap_or(&10.0) * decade
 }
 
 fn told(who: &str, summary: &Summary, unit: &str) -> String {

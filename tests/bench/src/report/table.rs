@@ -83,7 +83,7 @@ fn cell(figure: &Figure, who: &str, role: Role) -> String {
     match figure.ratio_to(series) {
         Some(ratio) if role != Role::Ours => {
             format!(
-                "{value} ({:.2}, {:.2} to {:.2})",
+                "{value} ({:.2}, {:.2}-{:.2})",
                 ratio.median, ratio.p10, ratio.p90
             )
         }
@@ -181,7 +181,7 @@ mod tests {
             .notes
             .push("crosvm was not measured: not on PATH".into());
         let text = text(&results, 120);
-        assert!(text.contains("5.00 (0.50, 0.50 to 0.60)"), "{text}");
+        assert!(text.contains("5.00 (0.50, 0.50-0.60)"), "{text}");
         assert!(text.contains("Targets: 2 of 3 met; missed:"), "{text}");
         assert!(text.contains("at most 2.00 ms"), "{text}");
         assert!(text.contains("crosvm was not measured"), "{text}");
