@@ -40,6 +40,10 @@ static struct queue queue;
 static struct header headers[MAX_CHAINS];
 static volatile u8 status[MAX_CHAINS];
 static u64 places[PLACES];
+/* Where a ring has no room for the three descriptors of each chain, they lie here, and the ring has one for each. */
+static struct desc tables[MAX_CHAINS][3] __attribute__((aligned(16)));
+/* From one chain's head to the next one's. */
+static u32 stride = 3;
 
 static u64 random(void)
 {
@@ -53,10 +57,14 @@ static u64 random(void)
 static void set_up(u32 chains, u32 size, u64 op, int scattered, u64 span)
 {
     struct device device = find_device(ID_BLOCK);
-    negotiate(&device, 1 << 9 | 1 << 5); /* FLUSH, else the device may write through; RO, of a read-only one */
+    /* FLUSH, else the device may write through; RO, of a read-only one */
+    u64 features = negotiate(&device, 1 << 9 | 1 << 5 | INDIRECT_DESC);
     set_up_queue(&device, &queue, 0);
-    if (chains * 3 > queue.size)
+    int indirect = chains * 3 > queue.size;
+    if (indirect && (!(features & INDIRECT_DESC) || chains > queue.size))
         fail("the device's queue is too short for this depth");
+    if (indirect)
+        stride = 1;
 
     u64 fitting = span / size;
     if (scattered) {
@@ -64,17 +72,20 @@ static void set_up(u32 chains, u32 size, u64 op, int scattered, u64 span)
             places[i] = random() % fitting * (size / SECTOR);
     }
     for (u32 i = 0; i < chains; i++) {
-        struct desc *chain = &queue.descs[i * 3];
+        struct desc *chain = indirect ? tables[i] : &queue.descs[i * 3];
+        u16 first = indirect ? 0 : i * 3;
         int writes = op == 'w' || (op == 'm' && i & 1);
         headers[i].type = writes;
         headers[i].sector = scattered ? places[i] : (u64)i % fitting * (size / SECTOR);
-        chain[0] = (struct desc){ (u64)&headers[i], sizeof headers[i], F_NEXT, i * 3 + 1 };
-        chain[1] = (struct desc){ DATA + (u64)i * size, size, F_NEXT | (writes ? 0 : F_WRITE), i * 3 + 2 };
+        chain[0] = (struct desc){ (u64)&headers[i], sizeof headers[i], F_NEXT, first + 1 };
+        chain[1] = (struct desc){ DATA + (u64)i * size, size, F_NEXT | (writes ? 0 : F_WRITE), first + 2 };
         chain[2] = (struct desc){ (u64)&status[i], 1, F_WRITE, 0 };
         status[i] = 0xff;
+        if (indirect)
+            queue.descs[i] = (struct desc){ (u64)tables[i], sizeof tables[i], F_INDIRECT, 0 };
     }
     for (u32 i = 0; i < queue.size; i++)
-        queue.avail.ring[i] = i % chains * 3;
+        queue.avail.ring[i] = i % chains * stride;
     if (op != 'r') {
         for (u64 i = 0; i < (u64)chains * size; i += 8)
             *(u64 *)(DATA + i) = 0x5a5a5a5a5a5a5a5a;
@@ -106,7 +117,7 @@ static void in_any_order(u16 half, u64 batches, int fresh)
             u32 chain = queue.used.ring[done & (queue.size - 1)].id;
             queue.avail.ring[given & (queue.size - 1)] = chain;
             if (fresh)
-                headers[chain / 3].sector = places[next++ % PLACES];
+                headers[chain / stride].sector = places[next++ % PLACES];
         }
         submit(&queue, half);
     }
@@ -125,7 +136,7 @@ static void in_order(u16 batch, u64 batches, u32 chains, int whole, int fresh)
         done += batch;
         wait_for(&queue, done);
         u32 last = first + batch - 1;
-        if (!whole && queue.used.ring[(done - 1) & (queue.size - 1)].id != last * 3)
+        if (!whole && queue.used.ring[(done - 1) & (queue.size - 1)].id != last * stride)
             fail("the device does not answer in order: it wants whole=1 or any=1");
         if (i + ahead < batches) {
             if (fresh)

@@ -18,9 +18,11 @@
 #define FEATURES_OK 8
 
 #define VERSION_1 (1UL << 32)
+#define INDIRECT_DESC (1UL << 28)
 
 #define F_NEXT 1
 #define F_WRITE 2
+#define F_INDIRECT 4
 #define NO_NOTIFY 1
 #define NO_INTERRUPT 1
 
