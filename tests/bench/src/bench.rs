@@ -36,12 +36,6 @@ pub(crate) struct Bench {
     folder: TempDir,
 }
 
-/// A VMM that runs, and the folder of what it needs.
-pub(crate) struct Started {
-    pub(crate) running: Running,
-    _place: TempDir,
-}
-
 impl Bench {
     /// Finds the VMMs; says in the results which they are, and which are not there.
     pub(crate) fn new(plan: Plan, results: &mut Results) -> Result<Self> {
@@ -125,7 +119,7 @@ impl Bench {
     }
 
     /// Starts a machine; what is to be measured begins here.
-    pub(crate) fn start(&self, vmm: &dyn Vmm, machine: &Machine) -> Result<Started> {
+    pub(crate) fn start(&self, vmm: &dyn Vmm, machine: &Machine) -> Result<Running> {
         self.start_with(vmm, machine, |command| command, |_| Ok(()))
     }
 
@@ -135,7 +129,7 @@ impl Bench {
         vmm: &dyn Vmm,
         machine: &Machine,
         by: impl FnOnce(Command) -> Command,
-    ) -> Result<Started> {
+    ) -> Result<Running> {
         self.start_with(vmm, machine, by, |_| Ok(()))
     }
 
@@ -145,7 +139,7 @@ impl Bench {
         vmm: &dyn Vmm,
         machine: &Machine,
         listen: impl FnOnce(&Vsock) -> Result<()>,
-    ) -> Result<Started> {
+    ) -> Result<Running> {
         self.start_with(vmm, machine, |command| command, listen)
     }
 
@@ -155,23 +149,21 @@ impl Bench {
         machine: &Machine,
         by: impl FnOnce(Command) -> Command,
         listen: impl FnOnce(&Vsock) -> Result<()>,
-    ) -> Result<Started> {
+    ) -> Result<Running> {
         let place = tempfile::tempdir_in(self.folder.path())?;
         let launch = Self::launch(vmm, machine, place.path())?;
         if let Some(vsock) = &launch.vsock {
             listen(vsock)?;
         }
-        let running = Running::launch(Launch {
+        let mut running = Running::launch(Launch {
             command: by(launch.command),
             ..launch
         })?;
         if machine.initrd.is_some() {
             running.patience(LINUX_PATIENCE);
         }
-        Ok(Started {
-            running,
-            _place: place,
-        })
+        running.keep(place);
+        Ok(running)
     }
 
     /// An entrant for each VMM that can have such a machine; a note for each that cannot.

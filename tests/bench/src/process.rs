@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::peer::{Launch, Terminal};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use tempfile::TempDir;
 
 /// After which one is killed: it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,6 +39,8 @@ pub(crate) struct Running {
     /// The status of one that ends well.
     well: i32,
     _held: Option<OwnedFd>,
+    /// The folder of its files and sockets.
+    place: Option<TempDir>,
 }
 
 /// What a process was, from before its start to its end.
@@ -99,7 +102,13 @@ impl Running {
             said: VecDeque::new(),
             well: 0,
             _held: None,
+            place: None,
         })
+    }
+
+    /// Its files are in this folder, which is deleted when it has ended.
+    pub(crate) fn keep(&mut self, place: TempDir) {
+        self.place = Some(place);
     }
 
     /// It may go on for so long.
@@ -207,6 +216,11 @@ impl Running {
             return Err(self.complaint(&format!("it ended with {}", ended.status)));
         }
         Ok(ended)
+    }
+
+    /// Kills it, and does not wait for its end: for many at once.
+    pub(crate) fn begin_to_kill(&mut self) -> Result<()> {
+        Ok(self.child.kill()?)
     }
 
     /// Kills it; what it has used until then.

@@ -30,7 +30,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
                         }
                         command
                     })?;
-                    time(started.running)
+                    time(started)
                 },
             ));
         }
@@ -44,7 +44,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
 }
 
 fn to_init(bench: &Bench, vmm: &dyn Vmm, machine: &Machine) -> Result<Vec<f64>> {
-    time(bench.start(vmm, machine)?.running)
+    time(bench.start(vmm, machine)?)
 }
 
 fn time(mut running: crate::process::Running) -> Result<Vec<f64>> {

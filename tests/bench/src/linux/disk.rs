@@ -64,7 +64,7 @@ fn fio(
     machine: &Machine,
     loads: &[(&str, &str)],
 ) -> Result<Vec<f64>> {
-    let mut running = bench.start(vmm, machine)?.running;
+    let mut running = bench.start(vmm, machine)?;
     let mut values = Vec::new();
     while values.len() < loads.len() {
         let Some(line) = running.line()? else {

@@ -36,7 +36,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
     let kinds = ["TCP, host to guest", "TCP, guest to host"];
     let kinds = kinds.map(|name| more(name, "Mbit/s").target(Target::Peers(1.0)));
     let iperf3 = move |bench: &Bench, vmm: &dyn Vmm, machine: &Machine| {
-        let mut running = bench.start(vmm, machine)?.running;
+        let mut running = bench.start(vmm, machine)?;
         let mut values = Vec::new();
         for reverse in [false, true] {
             running.until_end_of_line("bench ready")?;

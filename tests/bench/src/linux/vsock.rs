@@ -43,7 +43,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
             receive(listeners[0].accept()?.0, bytes)?,
             send(listeners[1].accept()?.0, bytes)?,
         ];
-        started.running.end()?;
+        started.end()?;
         Ok(values)
     };
     let entrants = bench.entrants(results, GROUP, &machine, stream);

@@ -348,12 +348,11 @@ pub(crate) fn measure_calls(bench: &Bench, results: &mut Results) -> Result<()> 
 pub(crate) fn calls(bench: &Bench, vmm: &dyn Vmm, machine: &Machine) -> Result<f64> {
     let summary = tempfile::NamedTempFile::new_in(bench.memory())?;
     let path = summary.path().to_str().context("no path")?;
-    let started = bench.start_by(
+    let mut running = bench.start_by(
         vmm,
         machine,
         under("strace", &["-f", "-qq", "-c", "-o", path]),
     )?;
-    let mut running = started.running;
     running.until("PASS")?;
     running.end()?;
     let text = fs::read_to_string(summary.path())?;
@@ -380,7 +379,7 @@ fn machine(load: &Load, disk: Disk, requests: usize) -> Machine {
 
 /// Requests a second of a guest, from its `begin` to its `end`, and microseconds of CPU for each.
 fn guest(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, requests: usize) -> Result<Vec<f64>> {
-    let mut running = bench.start(vmm, machine)?.running;
+    let mut running = bench.start(vmm, machine)?;
     running.until("begin")?;
     let (begin, used) = (Instant::now(), running.cpu()?);
     running.until("end")?;

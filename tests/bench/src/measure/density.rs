@@ -169,12 +169,12 @@ fn crowd(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, most: usize) -> Result
             break;
         }
         let started = bench.start(vmm, machine).and_then(|mut started| {
-            started.running.until("ready")?;
+            started.until("ready")?;
             Ok(started)
         });
         match started {
             Ok(started) => {
-                starts.push(millis(started.running.age()));
+                starts.push(millis(started.age()));
                 all.push(started);
             }
             Err(err) => {
@@ -187,9 +187,7 @@ fn crowd(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, most: usize) -> Result
     ensure!(!all.is_empty(), "not even one: {why}");
     let memory = used_since(before)?;
     let begin = Instant::now();
-    for started in all {
-        started.running.kill()?;
-    }
+    stop(all)?;
     Ok(Crowd {
         starts,
         seconds,
@@ -215,9 +213,7 @@ fn nothing(most: usize) -> Result<Crowd> {
     let seconds = begin.elapsed().as_secs_f64();
     let memory = used_since(before)?;
     let begin = Instant::now();
-    for running in all {
-        running.kill()?;
-    }
+    stop(all)?;
     Ok(Crowd {
         starts,
         seconds,
@@ -225,6 +221,17 @@ fn nothing(most: usize) -> Result<Crowd> {
         memory,
         why: String::new(),
     })
+}
+
+/// Kills all of them, and waits until they are gone.
+fn stop(mut all: Vec<Running>) -> Result<()> {
+    for running in &mut all {
+        running.begin_to_kill()?;
+    }
+    for running in all {
+        running.kill()?;
+    }
+    Ok(())
 }
 
 /// MB that the host has less than `before`, the kernel's own for the VMs with them.

@@ -59,7 +59,7 @@ fn one(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, what: char) -> Result<(D
         cmdline,
         ..machine.clone()
     };
-    let mut running = bench.start(vmm, &machine)?.running;
+    let mut running = bench.start(vmm, &machine)?;
     running.until("begin")?;
     let begin = Instant::now();
     running.until("end")?;

@@ -33,7 +33,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         less(format!("CPU in {seconds} s"), "ms"),
     ];
     let watch = move |bench: &Bench, vmm: &dyn Vmm, machine: &Machine| -> Result<Vec<f64>> {
-        let mut running = bench.start(vmm, machine)?.running;
+        let mut running = bench.start(vmm, machine)?;
         running.until("ready")?;
         thread::sleep(SETTLE);
         let (switches, cpu) = (running.switches()?, running.cpu()?);

@@ -49,7 +49,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
 }
 
 fn idle(bench: &Bench, vmm: &dyn Vmm, machine: &Machine) -> Result<Vec<f64>> {
-    let mut running = bench.start(vmm, machine)?.running;
+    let mut running = bench.start(vmm, machine)?;
     running.until("ready")?;
     thread::sleep(SETTLE);
     let smaps = running.proc("smaps")?;
@@ -59,7 +59,7 @@ fn idle(bench: &Bench, vmm: &dyn Vmm, machine: &Machine) -> Result<Vec<f64>> {
 }
 
 fn sizes(bench: &Bench, vmm: &dyn Vmm, machine: &Machine) -> Result<Vec<f64>> {
-    let mut running = bench.start(vmm, machine)?.running;
+    let mut running = bench.start(vmm, machine)?;
     running.until("ready")?;
     let files = smaps::programs(&running.proc("smaps")?)?;
     running.kill()?;

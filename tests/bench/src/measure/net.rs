@@ -85,7 +85,7 @@ fn guest(
     size: usize,
     frames: usize,
 ) -> Result<Vec<f64>> {
-    let mut running = bench.start(vmm, machine)?.running;
+    let mut running = bench.start(vmm, machine)?;
     running.until("begin")?;
     let (begin, used) = (Instant::now(), running.cpu()?);
     running.until("end")?;

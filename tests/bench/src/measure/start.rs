@@ -38,7 +38,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
                 }
                 command
             })?;
-            times(started.running)
+            times(started)
         },
     ));
     let kinds = vec![
@@ -65,7 +65,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
 
 /// CPU, wall and first byte of a guest that says `!` and ends, in milliseconds.
 pub(crate) fn start_to_exit(bench: &Bench, vmm: &dyn Vmm, machine: &Machine) -> Result<Vec<f64>> {
-    times(bench.start(vmm, machine)?.running)
+    times(bench.start(vmm, machine)?)
 }
 
 fn times(mut running: Running) -> Result<Vec<f64>> {
@@ -96,7 +96,7 @@ fn first_mark(bench: &Bench, ours: &dyn Vmm) -> Result<f64> {
         command.arg("--timeline").arg(&file);
         command
     })?;
-    started.running.end()?;
+    started.end()?;
     let timeline: Value = serde_json::from_reader(File::open(&file)?)?;
     let mut marks = timeline["marks"].as_array().into_iter().flatten();
     let mark = marks.find(|mark| mark["name"] == "debug-port-1");

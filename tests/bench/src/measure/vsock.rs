@@ -66,20 +66,20 @@ fn stream(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, bytes: u64) -> Result
     let Some(listener) = listener else {
         bail!("it has no such device")
     };
-    started.running.until("begin")?;
+    started.until("begin")?;
     let (mut guest, _) = listener.accept()?;
     let mut buffer = vec![0; 1 << 20];
     let mut seen = guest.read(&mut buffer)? as u64;
-    let (begin, used, first) = (Instant::now(), started.running.cpu()?, seen);
+    let (begin, used, first) = (Instant::now(), started.cpu()?, seen);
     while seen < bytes {
         let count = guest.read(&mut buffer)? as u64;
         ensure!(count > 0, "the stream ended after {seen} of {bytes} bytes");
         seen += count;
     }
-    let (time, used) = (begin.elapsed(), started.running.cpu()? - used);
+    let (time, used) = (begin.elapsed(), started.cpu()? - used);
     drop(guest);
-    started.running.until("PASS")?;
-    started.running.end()?;
+    started.until("PASS")?;
+    started.end()?;
     let counted = (seen - first) as f64;
     let rate = counted * 8e-9 / time.as_secs_f64();
     Ok(vec![rate, used.as_secs_f64() * 1e6 / (counted / 1024.0)])
