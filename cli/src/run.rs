@@ -105,8 +105,9 @@ impl Prepared {
         metrics: Option<Arc<MetricsSink>>,
     ) -> Result<Self, Failure> {
         let host = |what: &'static str| {
-            move |err: std::io::Error| {
-                Failure::new(format!("cannot set up {what}: {}", report::io_text(&err)))
+            move |source: std::io::Error| {
+                let err = ampoule_vmm::Error::Host { what, source };
+                Failure::from_error(&err, err.remedy())
             }
         };
         let stdio_console = config.console == Some(ConsoleConfig::Stdio);
@@ -120,19 +121,20 @@ impl Prepared {
             terminal_size: stdio_console,
         };
         let (source, signals, first_signal) =
-            Signals::new(config.grace.as_duration(), metrics, wanted).map_err(host("signals"))?;
+            Signals::new(config.grace.as_duration(), metrics, wanted)
+                .map_err(host("signal descriptor"))?;
         let mut builder = with_caches(VmBuilder::new(config))
             .timeline(timeline)
             .control_source(source)
-            .control_source(Trim::new().map_err(host("a timer"))?);
+            .control_source(Trim::new().map_err(host("timer"))?);
         let mut quit = None;
         if interactive {
-            let (keys, quit_key, asked) = input::keys().map_err(host("the terminal"))?;
+            let (keys, quit_key, asked) = input::keys().map_err(host("terminal's descriptors"))?;
             let output = std::io::stdout()
                 .as_fd()
                 .try_clone_to_owned()
                 .and_then(FdSink::new)
-                .map_err(host("the terminal"))?;
+                .map_err(host("terminal's descriptors"))?;
             let ends = ConsoleEnds {
                 output: Box::new(output),
                 input: Some(Box::new(keys)),

@@ -11,6 +11,8 @@ mod driver;
 mod ends;
 #[path = "bare/hostile.rs"]
 mod hostile;
+#[path = "bare/idle.rs"]
+mod idle;
 #[path = "bare/insight.rs"]
 mod insight;
 #[path = "bare/platform.rs"]
@@ -101,7 +103,12 @@ fn main() -> ExitCode {
             the_timeline_marks_the_first_byte_and_init;
         access:
             without_access_to_kvm_the_group_is_named
-            without_kvm_the_module_is_named;
+            without_kvm_the_module_is_named
+            exhausted_threads_are_a_clean_error;
+        idle:
+            an_idle_vm_waits_for_nothing_but_events
+            one_with_devices_and_consoles_does_not_either
+            input_that_no_guest_takes_wakes_nobody;
         config:
             what_is_no_kernel_is_named
             a_truncated_kernel_is_refused

@@ -81,12 +81,25 @@ fn one(kernel: &str) -> Result<VmHandle, Failed> {
         memory_backing: MemoryBacking::Shared,
         ..VmConfig::default()
     };
-    let vm = VmBuilder::new(config).build()?.start()?;
+    let vm = VmBuilder::new(config).build().map_err(told)?;
+    let vm = vm.start().map_err(told)?;
     let mut console = vm.console().ok_or("it has no console")?;
     if console.read(&mut [0])? == 0 {
         return Err(format!("it said nothing: {}", vm.wait()).into());
     }
     Ok(vm)
+}
+
+/// An error as a person wants to see it: how many VMs fit into a process is a question of its limits.
+fn told(error: ampoule_vmm::Error) -> Failed {
+    let mut text = error.to_string();
+    if let Some(source) = error.source() {
+        text += &format!(": {source}");
+    }
+    if let Some(remedy) = error.remedy() {
+        text += &format!("; {remedy}");
+    }
+    text.into()
 }
 
 /// The process's share of memory (PSS) in kB, but for that of guests.

@@ -1,8 +1,8 @@
 //! The host end of a guest's console, a serial port or a virtio console: where its output goes, where its input comes from.
 //!
 //! Everything here runs on the control thread. Output arrives through a bounded queue that vCPU threads, or a device's worker, fill
-//! (`ConsoleOutput` of the devices); input is read only when the guest has room for it, so that neither side can make the other wait or
-//! grow.
+//! (`ConsoleOutput` of the devices); input is read only when the guest has room for it, or so much ahead as the input says, so that neither
+//! side can make the other wait or grow.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -54,6 +54,12 @@ pub trait ConsoleInput: Send {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] and [`io::ErrorKind::Interrupted`] mean "not now"; any other ends the input.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Up to how many bytes that the guest has not taken more is read; 0 for none, so that nothing is read that nobody wants. For input
+    /// in which there is more than what is the guest's, such as keys by which a person leaves a guest that takes nothing.
+    fn read_ahead(&self) -> usize {
+        0
+    }
 }
 
 /// Input from any descriptor that a file can be made of.
@@ -217,6 +223,14 @@ impl ConsoleHost {
             Self::Fixed { ends, .. } => ends.input.as_ref().map(|input| input.fd()),
             Self::Socket(socket) => socket.live_client().map(|client| client.reader.as_raw_fd()),
             Self::Pty(pty) => Some(pty.pty.master().as_raw_fd()),
+        }
+    }
+
+    /// Up to how many bytes that the guest has not taken more is read.
+    pub(crate) fn read_ahead(&self) -> usize {
+        match self {
+            Self::Fixed { ends, .. } => ends.input.as_ref().map_or(0, |input| input.read_ahead()),
+            Self::Socket(_) | Self::Pty(_) => 0,
         }
     }
 

@@ -1,7 +1,7 @@
 //! A console on the control thread: moves bytes between its host end and its device, in both directions.
 //!
 //! Nothing here blocks. Output is waited for by its event, and by the sink's descriptor only while that has no room; input is
-//! read only when the device has taken all that was read before.
+//! read only when the device has taken all that was read before, but for input that is read ahead.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use ampoule_devices::console::{ConsoleOutput, DrainState};
 
 use crate::console::ConsoleHost;
 
-/// How much input is read at a time; what the guest has not taken of it is all that is kept.
+/// How much input is read at a time; what the guest has not taken of it, and of what is read ahead, is all that is kept.
 const INPUT_CHUNK: usize = 4096;
 
 /// How long output may stand still, after the guest's end, before the rest of it is given up.
@@ -151,18 +151,24 @@ impl ConsolePort {
     /// Whether there is input of which nothing will tell.
     pub(crate) fn input_is_ready(&self) -> bool {
         matches!(self.input, Interest::Always(_))
-            && self.pending.is_empty()
+            && self.reads_more()
             && self.host.input_fd().is_some()
     }
 
-    /// Reads input that is ready; only when the guest has taken all that was read before.
+    /// Whether input is read now: the guest has taken all that was read before, or there is not much of it.
+    fn reads_more(&self) -> bool {
+        self.pending.is_empty() || self.pending.len() < self.host.read_ahead()
+    }
+
+    /// Reads input that is ready, if it is time to.
     pub(crate) fn read_input(&mut self) {
-        if self.host.input_fd().is_none() || !self.pending.is_empty() {
+        if self.host.input_fd().is_none() || !self.reads_more() {
             return;
         }
-        self.pending.resize(INPUT_CHUNK, 0);
-        let count = self.host.read(&mut self.pending).unwrap_or(0);
-        self.pending.truncate(count);
+        let before = self.pending.len();
+        self.pending.resize(before + INPUT_CHUNK, 0);
+        let read = self.host.read(&mut self.pending[before..]).unwrap_or(0);
+        self.pending.truncate(before + read);
         // Of a new size of a pseudo-terminal's nobody tells; who resized it will type there.
         if let (Some(pty), Some(resized)) = (self.host.pty_size(), &self.resized) {
             resized(pty);
@@ -182,7 +188,7 @@ impl ConsolePort {
 
     /// Waits on input only while the guest can take some, and on the sink only while it is blocked.
     fn update_interest(&mut self, blocked: bool, ops: &mut EventOps) {
-        let input = self.host.input_fd().filter(|_| self.pending.is_empty());
+        let input = self.host.input_fd().filter(|_| self.reads_more());
         let token = self.token;
         self.input = reconcile(ops, self.input, input, token + event::INPUT, EventSet::IN);
         let sink = self.host.sink().poll_fd().filter(|_| blocked);

@@ -11,8 +11,6 @@ use std::time::Instant;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
-use ampoule_devices::error_chain;
-
 use crate::config::OnReboot;
 use crate::console::Consoles;
 use crate::console_port::{self, ConsolePort};
@@ -184,7 +182,7 @@ impl Control {
             self.blueprint
                 .shared
                 .set_resizers(machine.devices.resizers.clone());
-            machine.start().map_err(|err| error_chain(&err))?;
+            machine.start().map_err(|err| err.in_full())?;
             let serial = machine.devices.serial.clone();
             self.serial
                 .connect(Box::new(move |bytes| serial.receive(bytes)));
@@ -248,7 +246,7 @@ impl Control {
                 if shared.take_reset() || self.blueprint.config.on_reboot == OnReboot::Restart =>
             {
                 shared.timeline.host("restart");
-                let machine = Machine::build(&self.blueprint).map_err(|err| error_chain(&err))?;
+                let machine = Machine::build(&self.blueprint).map_err(|err| err.in_full())?;
                 self.machine = Some(machine);
                 self.power_on()?;
                 Ok(None)

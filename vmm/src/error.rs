@@ -8,10 +8,12 @@ use ampoule_devices::backend::tap::TapError;
 use ampoule_devices::backend::unix_socket::SocketError;
 use ampoule_devices::backend::vhost_net::VhostNetError;
 use ampoule_devices::backend::vhost_user::VhostUserError;
+use ampoule_devices::error_chain;
 
 use crate::config::ConfigError;
 use crate::kernel::KernelError;
 use crate::kvm::KvmError;
+use crate::limit;
 use crate::memory::MemoryError;
 use crate::own_backends::WrapError;
 use crate::own_devices::OwnDeviceError;
@@ -131,6 +133,9 @@ pub enum Error {
 impl Error {
     /// What a person can do about it, in the terms of the command line.
     pub fn remedy(&self) -> Option<String> {
+        if let Some(remedy) = limit::remedy(self) {
+            return Some(remedy.into());
+        }
         match self {
             Self::Config(err) => err.remedy(),
             Self::Kvm(err) => err.remedy(),
@@ -157,15 +162,19 @@ impl Error {
             | Self::Console { .. }
             | Self::OwnDevice { .. }
             | Self::TooManyDevices { .. } => None,
-            Self::Host { source, .. } => match source.raw_os_error() {
-                Some(libc::EMFILE | libc::ENFILE) => {
-                    Some("the limit of open files is reached: raise it with ulimit -n".into())
-                }
-                Some(libc::EAGAIN) => {
-                    Some("the limit of threads or processes is reached: see ulimit -u".into())
-                }
-                _ => None,
-            },
+            Self::Host { source, .. } => {
+                let is_thread = source.raw_os_error() == Some(libc::EAGAIN);
+                is_thread.then(|| limit::THREADS.into())
+            }
+        }
+    }
+
+    /// All of it in one line, for who gets no error but a text.
+    pub(crate) fn in_full(&self) -> String {
+        let text = error_chain(self);
+        match self.remedy() {
+            Some(remedy) => format!("{text}; {remedy}"),
+            None => text,
         }
     }
 

@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use ampoule_arch::layout;
 
 use crate::host_cache::{self, HostKey};
+use crate::limit;
 use crate::memory::GuestRam;
 
 const DEVICE: &str = "/dev/kvm";
@@ -84,6 +85,9 @@ pub enum KvmError {
 impl KvmError {
     /// What a person can do about it.
     pub fn remedy(&self) -> Option<String> {
+        if let Some(remedy) = limit::remedy(self) {
+            return Some(remedy.into());
+        }
         Some(
             match self {
                 Self::NoDevice(_) => {
@@ -101,9 +105,6 @@ impl KvmError {
                 Self::Ioctl { source, .. } | Self::MemorySlot { source, .. } => {
                     match source.raw_os_error() {
                         Some(libc::ENOMEM) => "the host is out of memory",
-                        Some(libc::EMFILE | libc::ENFILE) => {
-                            "the limit of open files is reached: raise it with ulimit -n"
-                        }
                         Some(libc::EBUSY) => {
                             "another hypervisor (VirtualBox, VMware) may hold the CPU's virtualisation"
                         }

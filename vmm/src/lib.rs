@@ -86,6 +86,7 @@ mod host_cache;
 mod io_thread;
 mod kvm;
 mod lifecycle;
+mod limit;
 mod machine;
 mod memory;
 mod own_backends;

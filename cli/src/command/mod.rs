@@ -274,8 +274,9 @@ struct Running {
 impl Running {
     fn start(config: VmConfig, timeline: Timeline) -> Result<Self, Failure> {
         let failed = |err: ampoule_vmm::Error| Failure::from_error(&err, err.remedy());
-        let (source, remotes) = remote::remotes().map_err(|err| {
-            Failure::new(format!("cannot set up signals: {}", report::io_text(&err)))
+        let (source, remotes) = remote::remotes().map_err(|source| {
+            let what = "signal descriptor";
+            failed(ampoule_vmm::Error::Host { what, source })
         })?;
         let shown = matches!(config.serial, Some(ConsoleConfig::Stdio));
         let config = VmConfig {

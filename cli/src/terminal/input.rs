@@ -18,6 +18,9 @@ const HELP: &str = "
 ^A ^A  send ^A to the guest
 ";
 
+/// Up to how much a person may have typed for a guest that takes nothing, for `^A x` behind it to be seen still.
+const READ_AHEAD: usize = 64 << 10;
+
 /// The terminal's input, without the keys that are for `ampoule`.
 pub(crate) struct Keys {
     stdin: File,
@@ -81,6 +84,10 @@ impl ConsoleInput for Keys {
         } else {
             Ok(kept)
         }
+    }
+
+    fn read_ahead(&self) -> usize {
+        READ_AHEAD
     }
 }
 

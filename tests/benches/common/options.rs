@@ -26,6 +26,17 @@ impl Options {
         self.0.get(at + 1).map(String::as_str)
     }
 
+    /// All that stands behind `name`.
+    #[allow(dead_code, reason = "for benches that pass options on")]
+    pub(crate) fn behind(&self, name: &str) -> &[String] {
+        let at = self.0.iter().position(|argument| argument == name);
+        let behind = at.map_or(&[][..], |at| &self.0[at + 1..]);
+        // Cargo's own word comes last.
+        behind
+            .strip_suffix(&["--bench".to_owned()][..])
+            .unwrap_or(behind)
+    }
+
     /// The number behind `name`, which is 1 or more.
     pub(crate) fn number<T>(&self, name: &str, usual: T) -> Result<T>
     where

@@ -34,7 +34,7 @@ const ALLOWED: [&str; 5] = [
     "build.rs",
     "scenario.schema.json",
 ];
-const FOLDERS: [&str; 4] = ["examples/", "init/", "src/", "tests/"];
+const FOLDERS: [&str; 5] = ["benches/", "examples/", "init/", "src/", "tests/"];
 
 /// Since this minor version of cargo, packages may need each other that no registry has yet.
 const CARGO: u32 = 90;

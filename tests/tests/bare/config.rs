@@ -327,6 +327,7 @@ fn assert_descriptors_run_out_cleanly(arguments: &[&str]) {
                 return true;
             }
             let end = end.expect_code(125).expect_error("error: ");
+            let end = end.expect_error("help: the limit of open files is reached");
             let errors = end.errors.to_lowercase();
             assert!(errors.contains("too many open files"), "{}", end.describe());
             false

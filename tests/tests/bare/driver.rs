@@ -295,6 +295,24 @@ impl Vm {
         thread::spawn(move || input.write_all(&bytes))
     }
 
+    /// Waits until all that was typed on its terminal has been read.
+    pub(crate) fn wait_until_read(&self) {
+        let terminal = self.terminal.as_ref().expect("it has no terminal");
+        let limit = Instant::now() + LIMIT;
+        loop {
+            let mut unread: libc::c_int = 0;
+            // SAFETY: the call writes one `int`.
+            let result =
+                unsafe { libc::ioctl(terminal.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+            assert_eq!(result, 0, "{}", io::Error::last_os_error());
+            if unread == 0 {
+                return;
+            }
+            assert!(Instant::now() < limit, "{unread} bytes are not read");
+            thread::yield_now();
+        }
+    }
+
     /// The process; its number is its own until the end has been seen.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

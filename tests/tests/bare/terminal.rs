@@ -89,11 +89,12 @@ pub(crate) fn control_a_x_leaves() {
     session.end().expect_code(0).expect_silence();
 }
 
-/// Even where the guest takes no input at all.
+/// Even where the guest takes no input at all, and more was typed before than there is room for.
 pub(crate) fn control_a_x_leaves_a_guest_that_is_deaf() {
     let mut session = Session::start(&[]);
     session.vm.send("h");
     session.vm.send(&"x".repeat(1000));
+    session.vm.wait_until_read();
     session.vm.send("\x01x");
     session.end().expect_code(0);
 }

@@ -1,17 +1,23 @@
 //! What a vCPU does when it leaves the guest: one short match.
 
+use std::io;
 use std::ptr::NonNull;
 
 use kvm_bindings::{
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+    KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
 use kvm_ioctls::VcpuExit;
 
 use ampoule_devices::bus::Bus;
 
 use crate::exit::{ExitReason, GuestPanic};
+use crate::limit;
 
 use super::{FailureKind, Vcpu};
+
+/// So often in a row a vCPU that could run is put off. Once is as it should be, and a few times more harm nobody.
+const MAX_PUT_OFF: u32 = 16;
 
 /// What came of entering the guest.
 pub(super) enum Turn {
@@ -28,7 +34,11 @@ impl Vcpu {
     pub(super) fn run_once(&mut self) -> Turn {
         let shared = self.shared;
         let metrics = &self.context.metrics;
-        let kind = match self.fd.run() {
+        let outcome = self.fd.run();
+        if outcome.is_ok() {
+            self.put_off = 0;
+        }
+        let kind = match outcome {
             Ok(VcpuExit::IoOut(port, data)) => {
                 metrics.port.add_owned(1);
                 write_port(&self.context.ports, port, access_size(shared), data);
@@ -49,13 +59,8 @@ impl Vcpu {
                 self.context.mmio.write(address, data);
                 return Turn::Served;
             }
-            // The loop asks for the reason of an interruption. EAGAIN is what a vCPU that waits for its start-up
-            // interrupt (INIT, SIPI) returns when one has come.
+            // The loop asks for the reason of an interruption.
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {
-                metrics.other.add_owned(1);
-                return Turn::Interrupted;
-            }
-            Err(err) if matches!(err.errno(), libc::EINTR | libc::EAGAIN) => {
                 metrics.other.add_owned(1);
                 return Turn::Interrupted;
             }
@@ -76,9 +81,41 @@ impl Vcpu {
             Ok(other) => FailureKind::UnexpectedExit {
                 name: format!("{other:?}"),
             },
-            Err(err) => FailureKind::RunFailed { errno: err.errno() },
+            Err(err) => return self.not_run(err.errno()),
         };
         Turn::End(ExitReason::VcpuFailed(Box::new(self.failure(kind))))
+    }
+
+    /// KVM_RUN itself has returned with an error.
+    fn not_run(&mut self, errno: i32) -> Turn {
+        let why = match errno {
+            libc::EINTR => None,
+            // What a vCPU returns that waits for its start-up interrupt (INIT, SIPI), when one has come; it runs the next time.
+            // But also what any vCPU returns for as long as KVM gets no thread, of this process, that it has for each VM.
+            libc::EAGAIN => {
+                self.put_off += 1;
+                (self.put_off > MAX_PUT_OFF && self.is_runnable()).then_some(limit::THREADS)
+            }
+            libc::ENOMEM => Some("the host is out of memory"),
+            errno => {
+                let failure = self.failure(FailureKind::RunFailed { errno });
+                return Turn::End(ExitReason::VcpuFailed(Box::new(failure)));
+            }
+        };
+        let Some(why) = why else {
+            self.context.metrics.other.add_owned(1);
+            return Turn::Interrupted;
+        };
+        let error = io::Error::from_raw_os_error(errno);
+        Turn::End(ExitReason::HostFailed {
+            message: format!("KVM_RUN of vCPU {} failed: {error}; {why}", self.index),
+        })
+    }
+
+    /// Whether it waits for no start-up interrupt.
+    fn is_runnable(&self) -> bool {
+        let state = self.fd.get_mp_state();
+        state.is_ok_and(|state| state.mp_state == KVM_MP_STATE_RUNNABLE)
     }
 }
 

@@ -116,6 +116,8 @@ pub(crate) struct Vcpu {
     fd: VcpuFd,
     /// The page that `fd` shares with KVM; mapped for as long as `fd` lives.
     shared: NonNull<kvm_run>,
+    /// How often in a row KVM_RUN has said that it may work another time.
+    put_off: u32,
     context: VcpuContext,
 }
 
@@ -129,6 +131,7 @@ impl Vcpu {
             index,
             fd,
             shared,
+            put_off: 0,
             context,
         }
     }
