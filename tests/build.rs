@@ -9,7 +9,7 @@ fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
     let sources = manifest.join("../resources/guests");
-    let floor = manifest.join("benches/floor.c");
+    let floor = manifest.join("bench/floor.c");
     println!("cargo::rerun-if-changed={}", sources.display());
     println!("cargo::rerun-if-changed={}", floor.display());
     println!("cargo::rerun-if-env-changed=CC");

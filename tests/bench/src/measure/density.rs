@@ -1,7 +1,9 @@
 //! How many idle VMs there can be at once, what each costs, and whether the last one starts as fast as the first.
 
 use std::fs;
+use std::hint::black_box;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ampoule_tests::guests;
@@ -22,6 +24,10 @@ const MEMORY_MIB: u32 = 32;
 const RESERVE_MIB: u64 = 2048;
 /// No VM is started after so long.
 const TIME: Duration = Duration::from_secs(120);
+/// What VMs do after their start is over by then; so long they are watched.
+const REST: Duration = Duration::from_secs(3);
+/// More than a VM takes of the machine, its guest's memory with it.
+const EACH: usize = 1536 << 10;
 /// So many at the beginning and at the end are compared.
 const EDGE: usize = 20;
 
@@ -34,6 +40,8 @@ struct Crowd {
     stop_seconds: f64,
     /// What the host had less, in MB.
     memory: f64,
+    /// How often any of their threads left a processor, once all had come to rest.
+    switches: f64,
     /// Why there were no more.
     why: String,
 }
@@ -68,8 +76,19 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
             less("memory of the host's for each VM", "MB").target(Target::Peers(1.0)),
             Vec::new(),
         ),
+        (
+            less(
+                format!("context switches of all of them in {} s", REST.as_secs()),
+                "",
+            )
+            .target(Target::AtMost(0.0)),
+            Vec::new(),
+        ),
         (more("stops", "1/s"), Vec::new()),
     ];
+    // On a machine that is a VM itself, memory that it has not used before has to come from its own host, and a start that gets some
+    // takes longer, whichever it is. So as much is used before.
+    black_box(vec![1_u8; most * EACH]);
     for vmm in &bench.vmms {
         if let Err(unable) = vmm.launch(&machine, bench.memory()) {
             results.note(format!("{}, {GROUP}: {unable}", vmm.name()));
@@ -139,6 +158,7 @@ fn add(figures: &mut [(Kind, Vec<Series>)], who: &str, role: Role, crowd: &Crowd
         vec![median(last) / median(first)],
         vec![slope(&points).unwrap_or(f64::NAN) * 1e3],
         vec![crowd.memory / each],
+        vec![crowd.switches],
         vec![each / crowd.stop_seconds],
     ];
     for ((_, series), values) in figures.iter_mut().zip(values) {
@@ -186,6 +206,7 @@ fn crowd(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, most: usize) -> Result
     let seconds = begin.elapsed().as_secs_f64();
     ensure!(!all.is_empty(), "not even one: {why}");
     let memory = used_since(before)?;
+    let switches = switches(&all)?;
     let begin = Instant::now();
     stop(all)?;
     Ok(Crowd {
@@ -193,6 +214,7 @@ fn crowd(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, most: usize) -> Result
         seconds,
         stop_seconds: begin.elapsed().as_secs_f64(),
         memory,
+        switches,
         why,
     })
 }
@@ -212,6 +234,7 @@ fn nothing(most: usize) -> Result<Crowd> {
     }
     let seconds = begin.elapsed().as_secs_f64();
     let memory = used_since(before)?;
+    let switches = switches(&all)?;
     let begin = Instant::now();
     stop(all)?;
     Ok(Crowd {
@@ -219,8 +242,18 @@ fn nothing(most: usize) -> Result<Crowd> {
         seconds,
         stop_seconds: begin.elapsed().as_secs_f64(),
         memory,
+        switches,
         why: String::new(),
     })
+}
+
+/// Of all their threads, once all have come to rest.
+fn switches(all: &[Running]) -> Result<f64> {
+    let count = || all.iter().map(Running::switches).sum::<Result<u64>>();
+    thread::sleep(REST);
+    let before = count()?;
+    thread::sleep(REST);
+    Ok((count()? - before) as f64)
 }
 
 /// Kills all of them, and waits until they are gone.
