@@ -11,11 +11,15 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PMU_EVENT_DENY, KVMIO, kvm_pmu_event_filter,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VcpuFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use ampoule_arch::layout;
 
@@ -299,6 +303,36 @@ impl VmFd {
             .register_irqfd(event, gsi)
             .map_err(KvmError::ioctl("connect an interrupt line"))
     }
+}
+
+impl Drop for VmFd {
+    /// Makes KVM hurry with what it put off, which the destruction of the VM waits for.
+    ///
+    /// Since Linux 6.18, each thing that goes onto a VM's I/O bus (four of the interrupt controller, every ioeventfd) leaves an
+    /// old table of the bus to be freed after a grace period at leisure: 8 to 16 ms at 250 Hz. A filter for events of the PMU is
+    /// replaced after an expedited one, and that makes those hurry which have begun. Of the calls tried it costs least. A VM
+    /// that lived longer has none left, and waits for 0.1 ms (docs/performance.md).
+    fn drop(&mut self) {
+        // Denies nothing, to vCPUs that do not run any more.
+        let filter = kvm_pmu_event_filter {
+            action: KVM_PMU_EVENT_DENY,
+            ..Default::default()
+        };
+        // SAFETY: the descriptor is a VM's, and KVM reads no more than the filter, which says that no events follow it.
+        let set = unsafe { ioctl_with_ref(&self.fd, request::KVM_SET_PMU_EVENT_FILTER(), &filter) };
+        if set != 0 {
+            log::debug!("the VM's end waits: {}", io::Error::last_os_error());
+        }
+    }
+}
+
+/// A call that kvm-ioctls lacks.
+mod request {
+    #![allow(missing_docs, reason = "the macro's function has no place for one")]
+    use super::{KVMIO, kvm_pmu_event_filter};
+    use vmm_sys_util::ioctl_iow_nr;
+
+    ioctl_iow_nr!(KVM_SET_PMU_EVENT_FILTER, KVMIO, 0xb2, kvm_pmu_event_filter);
 }
 
 /// Software back ends of KVM, by the kernel module that brings them.
