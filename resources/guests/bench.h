@@ -35,9 +35,6 @@
 .endm
 
 .macro bench_entry
-    .globl load_address
-    .set load_address, 0x200000
-
     .section .note.Xen, "a", @note
     .balign 4
     .long 4, 8, 18          /* sizes of name and value; XEN_ELFNOTE_PHYS32_ENTRY */

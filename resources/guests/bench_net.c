@@ -35,10 +35,13 @@ static void fill(struct queue *queue, u32 depth, u64 place, u32 len, u16 flags)
         queue->avail.ring[i] = i % depth;
 }
 
-static void write_frames(u32 depth)
+static void write_frames(u32 depth, u32 size)
 {
     for (u32 i = 0; i < depth; i++) {
         u8 *frame = (u8 *)(DATA + i * SEND_PLACE) + HEADER;
+        /* Memory that nobody has written to is one page of zeroes, which the host copies out of its first cache. */
+        for (u32 byte = 0; byte < size; byte += 4096)
+            *(volatile u8 *)(frame + byte) = 0x5a;
         for (u32 byte = 0; byte < 6; byte++) {
             frame[byte] = 0xff;
             frame[6 + byte] = byte ? byte : 2;
@@ -69,7 +72,7 @@ __attribute__((used)) void guest(const u8 *start_info)
     struct queue *queue = sends ? &tx : &rx;
     if (sends) {
         fill(queue, depth, SEND_PLACE, HEADER + size, 0);
-        write_frames(depth);
+        write_frames(depth, size);
     } else {
         fill(queue, depth, RECEIVE_PLACE, RECEIVE_PLACE, F_WRITE);
     }

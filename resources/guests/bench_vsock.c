@@ -127,6 +127,9 @@ static void set_up(u32 size)
         tx_headers[i] = packet(OP_RW, size);
         tx.descs[i * 2] = (struct desc){ (u64)&tx_headers[i], sizeof tx_headers[i], F_NEXT, i * 2 + 1 };
         tx.descs[i * 2 + 1] = (struct desc){ SEND_DATA + i * MAX_SIZE, size, 0, 0 };
+        /* Memory that nobody has written to is one page of zeroes, which the host copies out of its first cache. */
+        for (u32 byte = 0; byte < size; byte += 4096)
+            *(volatile u8 *)(SEND_DATA + i * MAX_SIZE + byte) = 0x5a;
     }
     tx.descs[tx_depth * 2] = (struct desc){ (u64)&control_header, sizeof control_header, 0, 0 };
     for (u32 i = 0; i < rx.size; i++)

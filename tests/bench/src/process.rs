@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The same of one that boots Linux, maybe on an emulated host, and works there.
-pub(crate) const LINUX_PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const LINUX_PATIENCE: Duration = Duration::from_secs(120);
 
 /// So many lines are told of what failed.
 const LINES_KEPT: usize = 4;

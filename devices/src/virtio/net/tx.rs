@@ -1,7 +1,7 @@
 //! From the driver to the back end. Virtio 1.2, section 5.1.6.2.
 //!
-//! The header is fetched once and checked; what the back end gets is made of the copy. The frame goes to the back end from
-//! where it lies.
+//! The header is fetched once and checked; what the back end gets is made of the copy. A short frame is fetched with it, and goes to
+//! the back end in one piece, which costs a system call less than the copy does; a long one goes from where it lies.
 
 use std::io;
 use std::sync::Arc;
@@ -12,12 +12,18 @@ use crate::backend::net::{HEADER_SIZE, MAX_FRAME, MAX_PIECES, NetBackend, Pieces
 use crate::virtio::device::{GuestMemory, WorkerError};
 use crate::virtio::queue::{ActiveQueue, Chain, each_slice};
 
+/// Frames of up to as much, their header included, are copied: with longer ones the copy costs more than it saves (measured with 60,
+/// 1514 and 65,000 bytes).
+const SHORT: usize = 512;
+
 /// The transmit queue at work.
 pub(super) struct Sender {
     queue: ActiveQueue,
     memory: GuestMemory,
     chain: Chain,
     features: u64,
+    /// A short frame and its header.
+    short: Box<[u8; SHORT]>,
     /// Whether a frame waits for the back end to have room.
     blocked: bool,
     log: Arc<Log>,
@@ -44,6 +50,7 @@ impl Sender {
             queue,
             chain: Chain::new(),
             features,
+            short: Box::new([0; SHORT]),
             blocked: false,
             log,
         }
@@ -103,28 +110,41 @@ impl Sender {
     }
 
     /// Sends the frame of a chain, or tells why not.
-    fn send_one(&self, backend: &dyn NetBackend) -> Result<(), Unsent> {
-        let mut given = [0; HEADER_SIZE];
+    fn send_one(&mut self, backend: &dyn NetBackend) -> Result<(), Unsent> {
         let total = self.chain.readable_len();
-        if self.chain.read_start(&self.memory, &mut given) < HEADER_SIZE {
+        let is_short = total as usize <= SHORT;
+        let fetched = if is_short {
+            total as usize
+        } else {
+            HEADER_SIZE
+        };
+        let fetched = &mut self.short[..fetched];
+        let given: Option<header::Bytes> = match self.chain.read_start(&self.memory, fetched) {
+            read if read == fetched.len() => fetched.first_chunk().copied(),
+            _ => None,
+        };
+        let Some(given) = given else {
             return Err("the driver sends a header that is too short".into());
-        }
+        };
         let len = total - HEADER_SIZE as u32;
         if len < MIN_FRAME || len as usize > MAX_FRAME {
             return Err("the driver sends a frame that is too short or too long".into());
         }
-        let mut checked = check(&given, len, self.features)?;
+        let checked = check(&given, len, self.features)?;
+        fetched[..HEADER_SIZE].copy_from_slice(&checked);
         let mut packet = Pieces::new();
-        packet.push((&mut checked[..]).into());
-        each_slice(
-            &self.memory,
-            self.chain.readable(),
-            HEADER_SIZE as u32,
-            len,
-            |piece| {
-                packet.push(piece);
-            },
-        );
+        packet.push(fetched.into());
+        if !is_short {
+            each_slice(
+                &self.memory,
+                self.chain.readable(),
+                HEADER_SIZE as u32,
+                len,
+                |piece| {
+                    packet.push(piece);
+                },
+            );
+        }
         if packet.len() > MAX_PIECES {
             return Err("the driver sends a frame in too many pieces".into());
         }

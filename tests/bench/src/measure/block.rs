@@ -81,7 +81,7 @@ impl Load {
         )
     }
 
-    /// As many as take a good VMM a fifth of a second.
+    /// As many as take a good VMM an eighth of a second.
     fn requests(&self, quick: bool) -> usize {
         let rate = match (self.medium, self.size > 4096, self.depth) {
             (Medium::Direct, false, 1) => 20_000,
@@ -93,7 +93,7 @@ impl Load {
             (_, true, 1) => 40_000,
             (_, true, _) => 250_000,
         };
-        let requests = if quick { rate / 10 } else { rate / 5 };
+        let requests = if quick { rate / 10 } else { rate / 8 };
         // Whole rings of whatever depth.
         requests / 256 * 256
     }
@@ -125,6 +125,15 @@ impl Load {
     }
 }
 
+/// How many requests are in flight: the more kinds of them, the more of what is asked for most.
+fn depths(operation: Operation, size: usize) -> &'static [usize] {
+    match (operation, size) {
+        (Operation::Mixed, _) => &[1, 64],
+        (_, 4096) => &[1, 4, 16, 64, 128],
+        _ => &[1, 16, 64, 128],
+    }
+}
+
 /// All of them, or those of which one sees most.
 fn loads(quick: bool) -> Vec<Load> {
     let mut loads = Vec::new();
@@ -148,7 +157,7 @@ fn loads(quick: bool) -> Vec<Load> {
     for medium in media {
         for size in [4096, 65536] {
             for operation in operations {
-                for depth in [1, 4, 16, 64, 128] {
+                for &depth in depths(operation, size) {
                     let load = Load {
                         medium,
                         operation,
