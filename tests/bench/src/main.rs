@@ -136,9 +136,18 @@ fn measure(arguments: MeasureArgs) -> Result<()> {
     results
         .hosts
         .insert(name.into(), Host::look(bench.ampoule()?.binary()));
+    // What was measured in half an hour is not to be lost with what comes after it.
+    let keep = |results: &Results| {
+        let kept = serde_json::to_vec_pretty(results)
+            .map_err(Into::into)
+            .and_then(|text| write(&arguments.out, &text));
+        if let Err(err) = kept {
+            progress::note(&format!("not kept until now: {err:#}"));
+        }
+    };
     match arguments.part {
-        Part::Bare => measure::bare(&bench, &mut results),
-        Part::Linux => linux::linux(&bench, &mut results),
+        Part::Bare => measure::bare(&bench, &mut results, &keep),
+        Part::Linux => linux::linux(&bench, &mut results, &keep),
     }
     results.seconds = began.elapsed().as_secs_f64();
     write(&arguments.out, &serde_json::to_vec_pretty(&results)?)

@@ -46,8 +46,8 @@ const MODULES: &[&str] = &[
     "vmw_vsock_virtio_transport",
 ];
 
-/// Measures what the plan wants. What fails as a whole is noted.
-pub(crate) fn linux(bench: &Bench, results: &mut Results) {
+/// Measures what the plan wants. What fails as a whole is noted. `keep` is told after each measurement.
+pub(crate) fn linux(bench: &Bench, results: &mut Results, keep: &dyn Fn(&Results)) {
     let measurements: [(&str, &str, Measurement); 4] = [
         ("boot", "boot of Debian's kernel", boot::measure),
         ("fio", "disks, by fio in the guest", disk::measure),
@@ -60,6 +60,7 @@ pub(crate) fn linux(bench: &Bench, results: &mut Results) {
             if let Err(err) = measure(bench, results) {
                 results.note(format!("linux, {group}: {err:#}"));
             }
+            keep(results);
         }
     }
 }

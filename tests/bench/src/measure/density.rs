@@ -253,7 +253,8 @@ fn switches(all: &[Running]) -> Result<f64> {
     thread::sleep(REST);
     let before = count()?;
     thread::sleep(REST);
-    Ok((count()? - before) as f64)
+    // What a thread that has ended had counted is gone.
+    Ok(count()?.saturating_sub(before) as f64)
 }
 
 /// Kills all of them, and waits until they are gone.

@@ -38,7 +38,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         thread::sleep(SETTLE);
         let (switches, cpu) = (running.switches()?, running.cpu()?);
         thread::sleep(Duration::from_secs(seconds));
-        let switches = running.switches()? - switches;
+        let switches = running.switches()?.saturating_sub(switches);
         let cpu = running.cpu()? - cpu;
         running.kill()?;
         Ok(vec![switches as f64, crate::bench::millis(cpu)])

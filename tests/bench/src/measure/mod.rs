@@ -41,14 +41,15 @@ const ALL: [(&str, &str, Measurement); 11] = [
     ("density", "many VMs", density::measure),
 ];
 
-/// Measures what the plan wants. What fails as a whole is noted.
-pub(crate) fn bare(bench: &Bench, results: &mut Results) {
+/// Measures what the plan wants. What fails as a whole is noted. `keep` is told after each measurement.
+pub(crate) fn bare(bench: &Bench, results: &mut Results, keep: &dyn Fn(&Results)) {
     for (group, title, measure) in ALL {
         if bench.wants(group) {
             progress::group(title);
             if let Err(err) = measure(bench, results) {
                 results.note(format!("{group}: {err:#}"));
             }
+            keep(results);
         }
     }
 }
