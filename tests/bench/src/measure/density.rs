@@ -28,6 +28,8 @@ const TIME: Duration = Duration::from_secs(120);
 const REST: Duration = Duration::from_secs(3);
 /// More than a VM takes of the machine, its guest's memory with it.
 const EACH: usize = 1536 << 10;
+/// None of them lives longer, all measured.
+const LIFE: Duration = Duration::from_secs(600);
 /// So many at the beginning and at the end are compared.
 const EDGE: usize = 20;
 
@@ -189,6 +191,7 @@ fn crowd(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, most: usize) -> Result
             break;
         }
         let started = bench.start(vmm, machine).and_then(|mut started| {
+            started.patience(LIFE);
             started.until("ready")?;
             Ok(started)
         });
