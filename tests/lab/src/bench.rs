@@ -211,6 +211,9 @@ fn installed(project: &Project, out: &Path) -> Result<PathBuf> {
     // One that runs cannot be written to.
     let _ = fs::remove_file(&copy);
     fs::copy(project.ampoule(), &copy).context("cannot copy the binary")?;
+    // Pages that are not on the disk yet would count as dirty ones of the process that runs them.
+    let file = fs::File::open(&copy).and_then(|file| file.sync_all());
+    file.context("cannot write the copy of the binary")?;
     Ok(copy)
 }
 
