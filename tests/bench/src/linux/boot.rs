@@ -38,7 +38,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
             less(format!("{name}: start to /init"), "ms").target(Target::Peers(bound)),
             less(format!("{name}: start to exit"), "ms"),
         ];
-        results.measure(PART, GROUP, bench.slow_rounds(ROUNDS, 2), kinds, entrants);
+        results.measure(PART, GROUP, bench.slow_rounds(ROUNDS, 1), kinds, entrants);
     }
     Ok(())
 }

@@ -52,7 +52,11 @@ pub(crate) fn linux(bench: &Bench, results: &mut Results, keep: &dyn Fn(&Results
         ("boot", "boot of Debian's kernel", boot::measure),
         ("fio", "disks, by fio in the guest", disk::measure),
         ("iperf3", "network, by iperf3", net::measure),
-        ("vsock", "sockets between guest and host", vsock::measure),
+        (
+            "linux-vsock",
+            "sockets between guest and host",
+            vsock::measure,
+        ),
     ];
     for (group, title, measure) in measurements {
         if bench.wants(group) {
