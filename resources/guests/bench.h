@@ -11,7 +11,8 @@
  * neither page tables nor to know how it was entered. A guest in C runs in long mode, on its own page tables, from `guest`, with
  * the start info of PVH or the zero page of Linux.
  *
- * They lie at 2 MiB, because crosvm loads nothing below. Nothing that an interrupt could reach is set up: all is polled.
+ * Those in C lie at 2 MiB, because crosvm loads nothing below; those that are started or kept by the hundreds at 1 MiB, where a page that
+ * they touch is not a huge one. Nothing that an interrupt could reach is set up: all is polled.
  */
 #define COM1 0x3f8
 /* ACPI's sleep control register in Ampoule, Cloud Hypervisor and alioth: SLP_TYP 5 in bits 4:2, SLP_EN in bit 5. */
@@ -67,10 +68,7 @@ no_idt:
 
 #else
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long u64;
+#include "freestanding.h"
 
 static u8 stack[16384] __attribute__((aligned(16), used));
 
@@ -187,36 +185,11 @@ static inline const char *command_line(const u8 *start)
     return (const char *)(u64) * (const u32 *)(start + 0x228);
 }
 
-/* The number behind `name` on the command line; letters count as themselves. */
-static inline u64 option(const char *line, const char *name)
-{
-    for (; *line; line++) {
-        const char *at = line, *want = name;
-        while (*want && *at == *want)
-            at++, want++;
-        if (*want)
-            continue;
-        u64 value = 0;
-        if (*at >= 'a')
-            return *at;
-        for (; *at >= '0' && *at <= '9'; at++)
-            value = value * 10 + (*at - '0');
-        return value;
-    }
-    return 0;
-}
-
 static inline u64 tsc(void)
 {
     u32 low, high;
     asm volatile("rdtsc" : "=a"(low), "=d"(high));
     return low | (u64)high << 32;
-}
-
-/* What was written is there before what follows is read. */
-static inline void barrier(void)
-{
-    asm volatile("lock orl $0, (%%rsp)" : : : "memory");
 }
 
 #endif

@@ -5,10 +5,7 @@
  * Such a guest is entered by the 64-bit Linux protocol, at `guest`, with the zero page. It is compiled for general registers
  * only: a KVM in software has no others.
  */
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long u64;
+#include "freestanding.h"
 
 /* The slots of virtio-mmio devices, and as many as there can be. */
 #define FIRST_SLOT 0xc0000000UL
@@ -16,61 +13,8 @@ typedef unsigned long u64;
 #define MAX_SLOTS 18
 
 #define REGISTER(base, offset) (*(volatile u32 *)((base) + (offset)))
-#define MAGIC 0x000
-#define MAGIC_VALUE 0x74726976
-#define DEVICE_ID 0x008
-#define DEVICE_FEATURES 0x010
-#define DEVICE_FEATURES_SEL 0x014
-#define DRIVER_FEATURES 0x020
-#define DRIVER_FEATURES_SEL 0x024
-#define QUEUE_SEL 0x030
-#define QUEUE_NUM_MAX 0x034
-#define QUEUE_NUM 0x038
-#define QUEUE_READY 0x044
-#define QUEUE_NOTIFY 0x050
-#define INTERRUPT_STATUS 0x060
-#define STATUS 0x070
-#define QUEUE_DESC 0x080
-#define QUEUE_DRIVER 0x090
-#define QUEUE_DEVICE 0x0a0
-#define CONFIG 0x100
 
-#define ID_NET 1
-#define ID_BLOCK 2
-#define ID_CONSOLE 3
-#define ID_RNG 4
-#define ID_VSOCK 19
-
-#define ACKNOWLEDGE 1
-#define DRIVER 2
-#define DRIVER_OK 4
-#define FEATURES_OK 8
-#define NEEDS_RESET 64
-
-#define VERSION_1 (1UL << 32)
-#define INDIRECT_DESC (1UL << 28)
-
-#define F_NEXT 1
-#define F_WRITE 2
-#define F_INDIRECT 4
-#define NO_NOTIFY 1
-#define NO_INTERRUPT 1
-
-struct desc {
-    u64 address;
-    u32 len;
-    u16 flags, next;
-};
-
-struct avail {
-    u16 flags, idx, ring[SIZE], used_event;
-};
-
-struct used {
-    u16 flags, idx;
-    struct { u32 id, len; } ring[SIZE];
-    u16 avail_event;
-};
+#include "ring.h"
 
 /* The header of a disk's request, 5.2.6. */
 struct block_header {
@@ -113,34 +57,9 @@ static inline void fail(const char *why)
     power_off();
 }
 
-/* What was written is there before what follows is read. */
-static inline void barrier(void)
-{
-    asm volatile("lock orl $0, (%%rsp)" : : : "memory");
-}
-
 static inline const char *command_line(const u8 *zero_page)
 {
     return (const char *)(u64) * (const u32 *)(zero_page + 0x228);
-}
-
-/* The number behind `name` on the command line; letters count as themselves. */
-static inline u64 option(const char *line, const char *name)
-{
-    for (; *line; line++) {
-        const char *at = line, *want = name;
-        while (*want && *at == *want)
-            at++, want++;
-        if (*want)
-            continue;
-        u64 value = 0;
-        if (*at >= 'a')
-            return *at;
-        for (; *at >= '0' && *at <= '9'; at++)
-            value = value * 10 + (*at - '0');
-        return value;
-    }
-    return 0;
 }
 
 static inline u64 offered(u64 base)

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::machine::Machine;
 use crate::peer::{self, Launch, Vmm, Vsock};
 use crate::process::{LINUX_PATIENCE, Running};
+use crate::progress;
 use crate::results::{AMPOULE, Program, Results, Role};
 use crate::rounds::{Entrant, Rounds};
 
@@ -27,6 +28,13 @@ pub(crate) struct Plan {
     /// So many idle VMs at once, at most.
     pub(crate) vms: usize,
 }
+
+/// What is measured together: a name to ask for it by, what it is, and how.
+pub(crate) type Measurement = (
+    &'static str,
+    &'static str,
+    fn(&Bench, &mut Results) -> Result<()>,
+);
 
 /// What measurements have at hand.
 pub(crate) struct Bench {
@@ -96,8 +104,26 @@ impl Bench {
         }
     }
 
+    /// Measures of all of them what the plan wants. What fails as a whole is noted. `keep` is told after each.
+    pub(crate) fn measure(
+        &self,
+        all: &[Measurement],
+        results: &mut Results,
+        keep: impl Fn(&Results),
+    ) {
+        for (group, title, measure) in all {
+            if self.wants(group) {
+                progress::group(title);
+                if let Err(err) = measure(self, results) {
+                    results.note(format!("{group}: {err:#}"));
+                }
+                keep(results);
+            }
+        }
+    }
+
     /// Whether a group is to be measured: all of them, but where it is to be quick, or those that are named.
-    pub(crate) fn wants(&self, group: &str) -> bool {
+    fn wants(&self, group: &str) -> bool {
         /// What takes long and says least.
         const NOT_QUICK: [&str; 3] = ["growth", "iperf3", "linux-vsock"];
         let only = &self.plan.only;

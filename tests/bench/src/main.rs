@@ -129,9 +129,9 @@ fn measure(arguments: MeasureArgs) -> Result<()> {
         vms: arguments.vms as usize,
     };
     let bench = Bench::new(plan, &mut results)?;
-    let name = match arguments.part {
-        Part::Bare => "bare",
-        Part::Linux => "linux",
+    let (name, all) = match arguments.part {
+        Part::Bare => ("bare", measure::ALL),
+        Part::Linux => ("linux", linux::ALL),
     };
     results
         .hosts
@@ -145,10 +145,7 @@ fn measure(arguments: MeasureArgs) -> Result<()> {
             progress::note(&format!("not kept until now: {err:#}"));
         }
     };
-    match arguments.part {
-        Part::Bare => measure::bare(&bench, &mut results, &keep),
-        Part::Linux => linux::linux(&bench, &mut results, &keep),
-    }
+    bench.measure(all, &mut results, keep);
     results.seconds = began.elapsed().as_secs_f64();
     write(&arguments.out, &serde_json::to_vec_pretty(&results)?)
 }

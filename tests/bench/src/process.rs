@@ -136,11 +136,11 @@ impl Running {
         Ok(Some(line))
     }
 
-    /// Reads lines until this one.
+    /// Reads lines until one that ends so: a kernel's messages may stand before it.
     pub(crate) fn until(&mut self, text: &str) -> Result<()> {
         loop {
             match self.line()? {
-                Some(line) if line == text => return Ok(()),
+                Some(line) if line.ends_with(text) => return Ok(()),
                 Some(line) if line.starts_with("FAIL") => bail!("the guest says {line:?}"),
                 Some(_) => {}
                 None => {
@@ -150,17 +150,15 @@ impl Running {
         }
     }
 
-    /// Reads lines until one that ends so: a kernel's messages may stand before it.
-    pub(crate) fn until_end_of_line(&mut self, text: &str) -> Result<()> {
-        loop {
-            match self.line()? {
-                Some(line) if line.ends_with(text) => return Ok(()),
-                Some(_) => {}
-                None => {
-                    return Err(self.complaint(&format!("it ended before its guest said {text:?}")));
-                }
-            }
-        }
+    /// Sees a guest of the bench's to its end; how long it took from its `begin` to its `end`, and how much CPU time of the process.
+    pub(crate) fn work(mut self) -> Result<(Duration, Duration)> {
+        self.until("begin")?;
+        let (begin, used) = (Instant::now(), self.cpu()?);
+        self.until("end")?;
+        let work = (begin.elapsed(), self.cpu()? - used);
+        self.until("PASS")?;
+        self.end()?;
+        Ok(work)
     }
 
     /// Reads a byte of the guest's; how long it took since the start.

@@ -56,6 +56,22 @@ impl Results {
         }
     }
 
+    /// Adds a figure.
+    pub(crate) fn push(&mut self, part: &str, group: &str, kind: Kind, series: Vec<Series>) {
+        let figure = Figure {
+            part: part.into(),
+            group: group.into(),
+            name: kind.name,
+            unit: kind.unit.into(),
+            better: kind.better,
+            over: kind.over,
+            series,
+            targets: kind.targets,
+        };
+        crate::progress::figure(&figure);
+        self.figures.push(figure);
+    }
+
     /// Adds those of another part.
     pub(crate) fn add(&mut self, part: Self) {
         self.seconds += part.seconds;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::results::{Figure, Kind, Results, Role, Series};
+use crate::results::{Kind, Results, Role, Series};
 
 /// One of those that a measurement compares.
 pub(crate) struct Entrant<'a> {
@@ -90,21 +90,9 @@ impl Results {
                         .collect(),
                 })
                 .collect();
-            if series.is_empty() {
-                continue;
+            if !series.is_empty() {
+                self.push(part, group, kind, series);
             }
-            let figure = Figure {
-                part: part.into(),
-                group: group.into(),
-                name: kind.name,
-                unit: kind.unit.into(),
-                better: kind.better,
-                over: kind.over,
-                series,
-                targets: kind.targets,
-            };
-            crate::progress::figure(&figure);
-            self.figures.push(figure);
         }
     }
 }

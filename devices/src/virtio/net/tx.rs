@@ -1,7 +1,7 @@
 //! From the driver to the back end. Virtio 1.2, section 5.1.6.2.
 //!
 //! The header is fetched once and checked; what the back end gets is made of the copy. A short frame is fetched with it, and goes to
-//! the back end in one piece, which costs a system call less than the copy does; a long one goes from where it lies.
+//! the back end in one piece, which spares the system call more than the copy costs; a long one goes from where it lies.
 
 use std::io;
 use std::sync::Arc;
@@ -119,19 +119,15 @@ impl Sender {
             HEADER_SIZE
         };
         let fetched = &mut self.short[..fetched];
-        let given: Option<header::Bytes> = match self.chain.read_start(&self.memory, fetched) {
-            read if read == fetched.len() => fetched.first_chunk().copied(),
-            _ => None,
-        };
-        let Some(given) = given else {
+        let is_whole = self.chain.read_start(&self.memory, fetched) == fetched.len();
+        let Some(header) = fetched.first_chunk_mut().filter(|_| is_whole) else {
             return Err("the driver sends a header that is too short".into());
         };
         let len = total - HEADER_SIZE as u32;
         if len < MIN_FRAME || len as usize > MAX_FRAME {
             return Err("the driver sends a frame that is too short or too long".into());
         }
-        let checked = check(&given, len, self.features)?;
-        fetched[..HEADER_SIZE].copy_from_slice(&checked);
+        *header = check(header, len, self.features)?;
         let mut packet = Pieces::new();
         packet.push(fetched.into());
         if !is_short {

@@ -48,7 +48,7 @@ fn to_init(bench: &Bench, vmm: &dyn Vmm, machine: &Machine) -> Result<Vec<f64>> 
 }
 
 fn time(mut running: crate::process::Running) -> Result<Vec<f64>> {
-    running.until_end_of_line("bench init")?;
+    running.until("bench init")?;
     let init = running.age();
     let ended = running.end()?;
     Ok(vec![millis(init), millis(ended.wall)])

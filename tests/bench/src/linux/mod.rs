@@ -14,11 +14,8 @@ use ampoule_tests::harness;
 use ampoule_tests::initramfs::{Initramfs, module};
 use anyhow::{Context, Result};
 
-use crate::bench::Bench;
+use crate::bench::{Bench, Measurement};
 use crate::machine::Machine;
-use crate::measure::Measurement;
-use crate::progress;
-use crate::results::Results;
 
 /// The name of this part.
 const PART: &str = "linux";
@@ -46,28 +43,17 @@ const MODULES: &[&str] = &[
     "vmw_vsock_virtio_transport",
 ];
 
-/// Measures what the plan wants. What fails as a whole is noted. `keep` is told after each measurement.
-pub(crate) fn linux(bench: &Bench, results: &mut Results, keep: &dyn Fn(&Results)) {
-    let measurements: [(&str, &str, Measurement); 4] = [
-        ("boot", "boot of Debian's kernel", boot::measure),
-        ("fio", "disks, by fio in the guest", disk::measure),
-        ("iperf3", "network, by iperf3", net::measure),
-        (
-            "linux-vsock",
-            "sockets between guest and host",
-            vsock::measure,
-        ),
-    ];
-    for (group, title, measure) in measurements {
-        if bench.wants(group) {
-            progress::group(title);
-            if let Err(err) = measure(bench, results) {
-                results.note(format!("linux, {group}: {err:#}"));
-            }
-            keep(results);
-        }
-    }
-}
+/// All that is measured.
+pub(crate) const ALL: &[Measurement] = &[
+    ("boot", "boot of Debian's kernel", boot::measure),
+    ("fio", "disks, by fio in the guest", disk::measure),
+    ("iperf3", "network, by iperf3", net::measure),
+    (
+        "linux-vsock",
+        "sockets between guest and host",
+        vsock::measure,
+    ),
+];
 
 /// A kernel's file: `vmlinuz`, the bzImage, or `vmlinux`, the ELF.
 fn kernel(file: &str) -> PathBuf {

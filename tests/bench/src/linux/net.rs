@@ -39,7 +39,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         let mut running = bench.start(vmm, machine)?;
         let mut values = Vec::new();
         for reverse in [false, true] {
-            running.until_end_of_line("bench ready")?;
+            running.until("bench ready")?;
             values.push(client(reverse, seconds)?);
         }
         running.end()?;

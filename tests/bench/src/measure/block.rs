@@ -388,13 +388,7 @@ fn machine(load: &Load, disk: Disk, requests: usize) -> Machine {
 
 /// Requests a second of a guest, from its `begin` to its `end`, and microseconds of CPU for each.
 fn guest(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, requests: usize) -> Result<Vec<f64>> {
-    let mut running = bench.start(vmm, machine)?;
-    running.until("begin")?;
-    let (begin, used) = (Instant::now(), running.cpu()?);
-    running.until("end")?;
-    let (time, used) = (begin.elapsed(), running.cpu()? - used);
-    running.until("PASS")?;
-    running.end()?;
+    let (time, used) = bench.start(vmm, machine)?.work()?;
     let requests = requests as f64;
     Ok(vec![
         requests / time.as_secs_f64(),

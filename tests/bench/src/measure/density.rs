@@ -12,10 +12,9 @@ use anyhow::{Context, Result, ensure};
 use super::PART;
 use crate::bench::{Bench, millis, role};
 use crate::machine::Machine;
-use crate::peer::Vmm;
 use crate::process::Running;
 use crate::progress;
-use crate::results::{Figure, Kind, Results, Role, Series, Target, less, more};
+use crate::results::{Kind, Results, Role, Series, Target, less, more};
 use crate::stats::{Summary, slope};
 
 const GROUP: &str = "density";
@@ -96,7 +95,7 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
             results.note(format!("{}, {GROUP}: {unable}", vmm.name()));
             continue;
         }
-        let crowd = match crowd(bench, vmm.as_ref(), &machine, most) {
+        let crowd = match crowd(most, || bench.start(vmm.as_ref(), &machine)) {
             Ok(crowd) => crowd,
             Err(err) => {
                 results.note(format!("{}, {GROUP}: {err:#}", vmm.name()));
@@ -121,21 +120,14 @@ pub(crate) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         add(&mut figures, vmm.name(), role(vmm.as_ref()), &crowd);
     }
     // The same number of processes that do nothing: what of it is the machine's own.
-    let nothing = nothing(most)?;
+    let nothing = crowd(most, || {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo ready; exec sleep 3600"]);
+        Running::start(command)
+    })?;
     add(&mut figures, "a process that sleeps", Role::Floor, &nothing);
     for (kind, series) in figures {
-        let figure = Figure {
-            part: PART.into(),
-            group: GROUP.into(),
-            name: kind.name,
-            unit: kind.unit.into(),
-            better: kind.better,
-            over: None,
-            series,
-            targets: kind.targets,
-        };
-        progress::figure(&figure);
-        results.figures.push(figure);
+        results.push(PART, GROUP, kind, series);
     }
     Ok(())
 }
@@ -175,7 +167,7 @@ fn add(figures: &mut [(Kind, Vec<Series>)], who: &str, role: Role, crowd: &Crowd
 }
 
 /// Starts one after the other, each when the one before is there, until there are enough, or memory or time runs out.
-fn crowd(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, most: usize) -> Result<Crowd> {
+fn crowd(most: usize, mut start: impl FnMut() -> Result<Running>) -> Result<Crowd> {
     let mut all = Vec::with_capacity(most);
     let mut starts = Vec::with_capacity(most);
     let before = available_mib()?;
@@ -190,7 +182,7 @@ fn crowd(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, most: usize) -> Result
             why = format!("the host has less than {RESERVE_MIB} MiB left");
             break;
         }
-        let started = bench.start(vmm, machine).and_then(|mut started| {
+        let started = start().and_then(|mut started| {
             started.patience(LIFE);
             started.until("ready")?;
             Ok(started)
@@ -219,34 +211,6 @@ fn crowd(bench: &Bench, vmm: &dyn Vmm, machine: &Machine, most: usize) -> Result
         memory,
         switches,
         why,
-    })
-}
-
-fn nothing(most: usize) -> Result<Crowd> {
-    let mut all = Vec::with_capacity(most);
-    let mut starts = Vec::with_capacity(most);
-    let before = available_mib()?;
-    let begin = Instant::now();
-    for _ in 0..most {
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo ready; exec sleep 3600"]);
-        let mut running = Running::start(command)?;
-        running.until("ready")?;
-        starts.push(millis(running.age()));
-        all.push(running);
-    }
-    let seconds = begin.elapsed().as_secs_f64();
-    let memory = used_since(before)?;
-    let switches = switches(&all)?;
-    let begin = Instant::now();
-    stop(all)?;
-    Ok(Crowd {
-        starts,
-        seconds,
-        stop_seconds: begin.elapsed().as_secs_f64(),
-        memory,
-        switches,
-        why: String::new(),
     })
 }
 

@@ -12,18 +12,13 @@ mod start;
 pub(crate) mod tap;
 mod vsock;
 
-use crate::bench::Bench;
-use crate::progress;
-use crate::results::Results;
+use crate::bench::Measurement;
 
 /// The name of this part.
 const PART: &str = "bare";
 
-/// Measures something, and adds it to the results.
-pub(crate) type Measurement = fn(&Bench, &mut Results) -> anyhow::Result<()>;
-
 /// All of them, in the order in which one reads of them.
-const ALL: [(&str, &str, Measurement); 11] = [
+pub(crate) const ALL: &[Measurement] = &[
     ("start", "start to exit", start::measure),
     ("growth", "start by the machine's size", growth::measure),
     ("exits", "what an exit costs", exits::measure),
@@ -40,16 +35,3 @@ const ALL: [(&str, &str, Measurement); 11] = [
     ("pause", "pause and resume", pause::measure),
     ("density", "many VMs", density::measure),
 ];
-
-/// Measures what the plan wants. What fails as a whole is noted. `keep` is told after each measurement.
-pub(crate) fn bare(bench: &Bench, results: &mut Results, keep: &dyn Fn(&Results)) {
-    for (group, title, measure) in ALL {
-        if bench.wants(group) {
-            progress::group(title);
-            if let Err(err) = measure(bench, results) {
-                results.note(format!("{group}: {err:#}"));
-            }
-            keep(results);
-        }
-    }
-}

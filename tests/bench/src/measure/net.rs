@@ -85,13 +85,7 @@ fn guest(
     size: usize,
     frames: usize,
 ) -> Result<Vec<f64>> {
-    let mut running = bench.start(vmm, machine)?;
-    running.until("begin")?;
-    let (begin, used) = (Instant::now(), running.cpu()?);
-    running.until("end")?;
-    let (time, used) = (begin.elapsed(), running.cpu()? - used);
-    running.until("PASS")?;
-    running.end()?;
+    let (time, used) = bench.start(vmm, machine)?.work()?;
     let rate = frames as f64 / time.as_secs_f64();
     Ok(vec![
         rate,
